@@ -1,0 +1,193 @@
+//! The notice board: one `watch` per unit, and the snapshot of all. Surfaces read it and nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::watch;
+
+use crate::ids::Name;
+use crate::settings::plan::{BastionPlan, DatabasePlan};
+use crate::snapshot::{Bastion, Client, Daemon, Database, Probe, Session, Snapshot, Stamp, Trouble};
+use crate::state::{ClientState, ForwardState, Health, ProbeState, SessionState, TunnelState};
+
+/// How far the daemon is in its own life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// Listeners are being bound.
+    #[default]
+    Starting,
+    /// The configuration is applied and all listeners are bound.
+    Ready,
+    /// It takes no new clients and will end.
+    Draining,
+}
+
+struct BastionUnit {
+    plan: Arc<BastionPlan>,
+    tunnel: watch::Receiver<Arc<TunnelState>>,
+}
+
+struct DatabaseUnit {
+    plan: Arc<DatabasePlan>,
+    forward: watch::Receiver<ForwardState>,
+    probe: watch::Receiver<ProbeState>,
+}
+
+#[derive(Default)]
+struct Units {
+    stage: Stage,
+    bastions: BTreeMap<Name, BastionUnit>,
+    databases: BTreeMap<Name, DatabaseUnit>,
+}
+
+/// Where units leave word of themselves.
+pub struct Board {
+    started: SystemTime,
+    units: Mutex<Units>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self { started: SystemTime::now(), units: Mutex::default() }
+    }
+}
+
+impl Board {
+    /// Says how far the daemon is.
+    pub fn set_stage(&self, stage: Stage) {
+        self.lock().stage = stage;
+    }
+
+    /// Puts a tunnel up; one of the same name is replaced.
+    pub fn put_tunnel(&self, plan: Arc<BastionPlan>, tunnel: watch::Receiver<Arc<TunnelState>>) {
+        self.lock().bastions.insert(plan.name.clone(), BastionUnit { plan, tunnel });
+    }
+
+    /// Puts a database up; one of the same name is replaced.
+    pub fn put_database(
+        &self,
+        plan: Arc<DatabasePlan>,
+        forward: watch::Receiver<ForwardState>,
+        probe: watch::Receiver<ProbeState>,
+    ) {
+        self.lock().databases.insert(plan.name.clone(), DatabaseUnit { plan, forward, probe });
+    }
+
+    /// Everything at this moment. Never waits for a unit.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let units = self.lock();
+        let now = Instant::now();
+        let up = |name: &Name| units.bastions.get(name).map(|unit| unit.tunnel.borrow().clone());
+        Snapshot {
+            at: Stamp(SystemTime::now()),
+            daemon: self.daemon(units.stage),
+            bastions: units.bastions.values().map(|unit| bastion(unit, now)).collect(),
+            databases: units
+                .databases
+                .values()
+                .map(|unit| database(unit, up(&unit.plan.bastion), now))
+                .collect(),
+        }
+    }
+
+    fn daemon(&self, stage: Stage) -> Daemon {
+        let not_ready_because = match stage {
+            Stage::Starting => vec!["starting: not all listeners are bound yet".to_owned()],
+            Stage::Ready => Vec::new(),
+            Stage::Draining => vec!["draining: the daemon was told to stop".to_owned()],
+        };
+        Daemon {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: Stamp(self.started),
+            ready: not_ready_because.is_empty(),
+            not_ready_because,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Units> {
+        self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
+    let BastionUnit { plan, tunnel } = unit;
+    let tunnel = tunnel.borrow().clone();
+    let stalled = tunnel.stalled_before + tunnel.sessions.iter().map(|session| session.load.stalled()).sum();
+    Bastion {
+        name: plan.name.to_string(),
+        host: plan.at.host.to_string(),
+        port: plan.at.port,
+        user: plan.user.clone(),
+        up: tunnel.is_up(),
+        up_since: tunnel.uptime.since().map(|moment| Stamp(moment.wall)),
+        down_since: tunnel.down_since.map(|moment| Stamp(moment.wall)),
+        uptime_seconds: tunnel.uptime.total(now).as_secs_f64(),
+        stalled_seconds: stalled.as_secs_f64(),
+        refusing: tunnel.refusing,
+        next_attempt: tunnel.next_attempt.map(|moment| Stamp(moment.wall)),
+        last_failure: tunnel.last_failure.as_ref().map(Trouble::from),
+        public_key: tunnel.public_key.clone(),
+        sessions: tunnel.sessions.iter().map(session).collect(),
+    }
+}
+
+fn session(state: &SessionState) -> Session {
+    Session {
+        id: state.id,
+        state: state.phase.as_str().to_owned(),
+        since: Stamp(state.since.wall),
+        address: state.address.map(|address| address.to_string()),
+        clients: state.load.clients(),
+        round_trip_seconds: state.load.round_trip().map(|time| time.as_secs_f64()),
+        keepalives_unanswered: state.load.unanswered.load(Ordering::Relaxed),
+        gate_open: state.load.gate_open(),
+        backlog_bytes: state.load.backlog.load(Ordering::Relaxed),
+    }
+}
+
+fn database(unit: &DatabaseUnit, tunnel: Option<Arc<TunnelState>>, now: Instant) -> Database {
+    let DatabaseUnit { plan, forward, probe } = unit;
+    let forward = forward.borrow().clone();
+    let probe = probe.borrow().clone();
+    let clients = forward.clients.list();
+    let held = clients.iter().filter(|client| client.held.load(Ordering::Relaxed)).count();
+    Database {
+        name: plan.name.to_string(),
+        kind: plan.kind.as_str().to_owned(),
+        host: plan.target.host.to_string(),
+        port: plan.target.port,
+        bastions: vec![plan.bastion.to_string()],
+        listen: forward.listening.iter().map(ToString::to_string).collect(),
+        up: tunnel.as_ref().is_some_and(|tunnel| tunnel.is_up()),
+        uptime_seconds: tunnel.map_or(0.0, |tunnel| tunnel.uptime.total(now).as_secs_f64()),
+        clients_active: clients.len() - held,
+        clients_held: held,
+        last_failure: forward.last_failure.as_ref().map(Trouble::from),
+        probe: Probe {
+            level: plan.probe.level.as_str().to_owned(),
+            verdict: probe.health.as_str().to_owned(),
+            since: probe.since.map(|moment| Stamp(moment.wall)).filter(|_| probe.health != Health::Unknown),
+            latency_seconds: probe.latency.map(|time| time.as_secs_f64()),
+            last_success: probe.last_success.map(|moment| Stamp(moment.wall)),
+            last_failure: probe.last_failure.as_ref().map(Trouble::from),
+        },
+        clients: clients.iter().map(|client| self::client(client)).collect(),
+    }
+}
+
+fn client(state: &ClientState) -> Client {
+    let session = state.session.load(Ordering::Relaxed);
+    Client {
+        id: state.id,
+        peer: state.peer.to_string(),
+        since: Stamp(state.since.wall),
+        held: state.held.load(Ordering::Relaxed),
+        session: (session != 0).then_some(session),
+        to_database_bytes: state.to_database.load(Ordering::Relaxed),
+        from_database_bytes: state.from_database.load(Ordering::Relaxed),
+    }
+}

@@ -1,0 +1,98 @@
+//! The seam between those who need a way to a database and the tunnel that gives it: neither knows the other.
+//!
+//! [`crate::tunnel`] implements these traits over SSH channels; [`crate::forward`] and [`crate::probe`] use them,
+//! and are tested over streams in memory.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::failure::Failure;
+use crate::ids::HostPort;
+use crate::state::TunnelState;
+
+/// A tunnel, as those see it who want to go through.
+pub trait Dial: Clone + Send + Sync + 'static {
+    /// A place on one of its sessions.
+    type Seat: Seat;
+
+    /// Waits until a session can take one more client, for as long as the caller likes. The future may be dropped
+    /// at any time.
+    fn seat(&self) -> impl Future<Output = Self::Seat> + Send;
+
+    /// A place for a probe on a session whose gate is open, if there is one now. It does not count as a client.
+    fn probe_seat(&self) -> impl Future<Output = Option<Self::Seat>> + Send;
+
+    /// The tunnel's state, for those who have to explain why there is no seat.
+    fn state(&self) -> watch::Receiver<Arc<TunnelState>>;
+
+    /// Something that goes through this tunnel failed: its sessions are asked at once whether they live.
+    fn doubt(&self);
+}
+
+/// A place on a session; dropping it gives the place back.
+pub trait Seat: Send + Sync + 'static {
+    /// The database's half of a link.
+    type Inbound: Inbound;
+    /// The client's half of a link.
+    type Outbound: Outbound;
+
+    /// The session's number within its bastion.
+    fn session(&self) -> u64;
+
+    /// The runtime on which the session lives; a client is cheapest there.
+    fn lane(&self) -> &tokio::runtime::Handle;
+
+    /// Connects to a database through the session.
+    ///
+    /// # Errors
+    /// `channel` failures. The future may be dropped: a channel that opens too late is closed.
+    fn open(
+        &self,
+        target: &HostPort,
+    ) -> impl Future<Output = Result<(Self::Inbound, Self::Outbound), Failure>> + Send;
+
+    /// Since when the session takes nothing more from the bastion while clients share it: a client that does not
+    /// read is to blame.
+    fn blocked_since(&self) -> Option<Instant>;
+}
+
+/// What comes from the database's side of a link.
+#[derive(Debug)]
+pub enum Arrival {
+    /// Bytes, in order.
+    Data(Bytes),
+    /// The database sends no more; it may still read.
+    End,
+    /// The link is closed in both directions, in good order.
+    Closed,
+    /// The session was lost: whatever has not arrived never will.
+    Lost(Failure),
+}
+
+/// The receiving half of a link.
+pub trait Inbound: Send + 'static {
+    /// Waits for the next arrival. After `Closed` or `Lost` it must not be asked again.
+    fn poll_arrival(&mut self, context: &mut Context<'_>) -> Poll<Arrival>;
+
+    /// So many of the arrived bytes have been passed on, and no longer occupy memory.
+    fn passed_on(&mut self, bytes: usize);
+}
+
+/// The link is gone; why, the receiving half says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+/// The sending half of a link. Dropping it closes the link in good time, also if it was not closed before.
+pub trait Outbound: Send + 'static {
+    /// Sends bytes, in order; waits while the bastion takes no more. A dropped future may have sent a part, so
+    /// the link must be closed then.
+    fn send(&mut self, bytes: Bytes) -> impl Future<Output = Result<(), Gone>> + Send;
+
+    /// Says that no more will be sent; receiving goes on.
+    fn end(&mut self) -> impl Future<Output = Result<(), Gone>> + Send;
+}

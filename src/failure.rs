@@ -1,0 +1,261 @@
+//! The one vocabulary of failures: a closed set of causes, each a phase and a reason with a one-line hint.
+//!
+//! Logs, metrics, the status page and the errors that clients see all show the same words, so that a person who
+//! searches for what one of them printed finds it in all others. The phase decides what happens next
+//! ([`crate::retry`]), the reason is the metric label, the detail and the hint are for people.
+
+use std::fmt;
+
+use serde::Serialize;
+
+macro_rules! vocabulary {
+    ($($phase:ident $phase_text:literal { $($cause:ident $reason:literal $hint:literal)* })*) => {
+        /// The stage at which something failed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[allow(missing_docs, reason = "SPEC section 5 lists them; the text form says what each one is")]
+        pub enum Phase { $($phase),* }
+
+        impl Phase {
+            /// The word used in logs, metric labels and messages.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$phase => $phase_text),* }
+            }
+        }
+
+        /// A phase together with one of its reasons: only pairs that can occur exist.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[allow(missing_docs, reason = "the reason and the hint beside each one in the table say what it is")]
+        pub enum Cause { $($($cause),*),* }
+
+        impl Cause {
+            /// Every cause, in the order of the stages.
+            pub const ALL: &[Self] = &[$($(Self::$cause),*),*];
+
+            /// The stage at which it failed.
+            #[must_use]
+            pub const fn phase(self) -> Phase {
+                match self { $($(Self::$cause => Phase::$phase),*),* }
+            }
+
+            /// The reason: unique within its phase.
+            #[must_use]
+            pub const fn reason(self) -> &'static str {
+                match self { $($(Self::$cause => $reason),*),* }
+            }
+
+            /// What to do about it, in general; a [`Failure`] may know better.
+            #[must_use]
+            pub const fn hint(self) -> &'static str {
+                match self { $($(Self::$cause => $hint),*),* }
+            }
+        }
+    };
+}
+
+vocabulary! {
+    Dns "dns" {
+        DnsNotFound "not_found" "check the bastion's `host`, and this machine's resolver"
+        DnsTimeout "timeout" "this machine's name server does not answer; check /etc/resolv.conf and the network"
+        DnsFailed "failed" "this machine's name server cannot answer right now; check /etc/resolv.conf"
+    }
+    Tcp "tcp" {
+        TcpRefused "refused" "nothing listens there: check the bastion's `host` and `port`, and that sshd runs"
+        TcpUnreachable "unreachable" "there is no route to it: check the VPN, the routes and the firewall"
+        TcpTimeout "timeout" "packets are dropped on the way: check the security group and the allow list of the bastion"
+        TcpReset "reset" "something on the way cut the connection: check the load balancer in front of the bastion"
+    }
+    Banner "banner" {
+        BannerTimeout "timeout" "connected, but no SSH greeting came: the bastion is overloaded, or this port is not SSH"
+        BannerClosed "closed_before_banner" "sshd or a load balancer closed at once: check sshd's log, allow list and health"
+        BannerBusy "bastion_busy" "sshd turns new connections away: raise MaxStartups or PerSourcePenalties in its sshd_config"
+        BannerNotSsh "not_ssh" "this port does not speak SSH: check the bastion's `port`"
+    }
+    Kex "kex" {
+        KexNoCommonAlgorithm "no_common_algorithm" "update sshd, or allow one of our algorithms in its sshd_config"
+        KexTimeout "timeout" "the key exchange did not finish: check for packet loss or a too large MTU on the path"
+        KexClosed "closed" "the bastion closed during the key exchange: its log says why"
+        KexProtocol "protocol" "the bastion broke the protocol: check its sshd, and what stands between"
+    }
+    HostKey "host_key" {
+        HostKeyUnknown "unknown" "compare the fingerprint with the bastion's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add the key to a known_hosts file or pin it as `host_key`"
+        HostKeyChanged "changed" "if the bastion was rebuilt, replace its line in known_hosts; if not, somebody may be in between"
+        HostKeyRevoked "revoked" "the bastion shows a key that was revoked: it must not be trusted until it has a new one"
+        HostKeyUnreadable "unreadable" "let the daemon's user read the known_hosts file"
+    }
+    Auth "auth" {
+        AuthRejected "rejected" "put the public key into the account's authorized_keys on the bastion; its log (journalctl -u ssh) says why it refused"
+        AuthNoIdentity "no_identity" "name a private key with `identity`, or let the daemon make one (daemon.generate_keys)"
+        AuthIdentityUnreadable "identity_unreadable" "check the path, the owner and the mode (0600) of the private key"
+        AuthPassphrase "passphrase" "check `identity_passphrase`"
+        AuthTooManyFailures "too_many_failures" "name fewer keys in `identity`: sshd's MaxAuthTries counts each one"
+        AuthSecret "secret" "check where the secret comes from"
+        AuthTimeout "timeout" "the bastion does not decide about the login: check its directory service (LDAP, PAM)"
+        AuthClosed "closed" "the bastion closed during the login: its log says why"
+    }
+    Session "session" {
+        SessionKeepaliveTimeout "keepalive_timeout" "the bastion or the path to it went silent: check its load, the load balancer's idle time and the network"
+        SessionClosed "closed_by_bastion" "sshd was restarted or ended the session: check its log, ClientAliveInterval and ClientAliveCountMax"
+        SessionReset "reset" "the connection was reset: check for a restarted load balancer, NAT or firewall"
+        SessionProtocol "protocol" "the bastion broke the protocol: check its sshd, and what stands between"
+        SessionNotEstablished "not_established" "logged in, but the bastion did not answer a ping: check its load"
+    }
+    Channel "channel" {
+        ChannelProhibited "prohibited" "the bastion forbids this forward: check AllowTcpForwarding, PermitOpen and DisableForwarding in sshd_config, and permitopen and restrict in authorized_keys"
+        ChannelConnectFailed "connect_failed" "the bastion cannot reach the database: check `host` and `port`, its DNS, and the database's security group"
+        ChannelResourceShortage "resource_shortage" "the bastion is out of resources: check its memory and its limits"
+        ChannelTimeout "timeout" "the bastion did not answer: packets to the database may be dropped, check its security group"
+        ChannelSessionLost "session_lost" "the SSH session ended meanwhile; see the bastion's last failure"
+    }
+    Credentials "credentials" {
+        CredentialsMissing "missing" "check where the secret comes from"
+    }
+    DbTls "db_tls" {
+        DbTlsRefused "refused" "the database has TLS switched off: switch it on, or set tls.mode to \"prefer\" or \"disable\""
+        DbTlsNameMismatch "name_mismatch" "write the name that stands in the certificate as `host`, or use tls.mode \"verify-ca\""
+        DbTlsUnknownIssuer "unknown_issuer" "name the file with the issuer's certificate as tls.ca"
+        DbTlsExpired "expired" "renew the database's certificate, and check this machine's clock"
+        DbTlsTimeout "timeout" "the database does not answer the TLS request: check its load, and whether `port` is PostgreSQL's"
+        DbTlsFailed "failed" "check the TLS settings of the database and of tls.mode"
+    }
+    DbLogin "db_login" {
+        DbLoginRejected "rejected" "check the probe's `user` and `password`"
+        DbLoginNoHbaEntry "no_hba_entry" "allow the probe's user, database and the bastion's address in pg_hba.conf"
+        DbLoginUnknownDatabase "unknown_database" "check the key `database`"
+        DbLoginTooManyConnections "too_many_connections" "the database has no free connection: raise max_connections or use fewer"
+        DbLoginStarting "starting" "the database is starting up or shutting down; wait for it"
+        DbLoginUnsupportedMethod "unsupported_method" "let the probe's user log in by scram-sha-256 or md5"
+        DbLoginNotPostgres "not_postgres" "what answers there is not PostgreSQL: check `host` and `port`"
+        DbLoginTimeout "timeout" "the database does not finish the login: check its load"
+        DbLoginClosed "closed" "the database closed during the login: its log says why"
+        DbLoginOther "other" "the database's own message says more"
+    }
+    DbQuery "db_query" {
+        DbQueryTimeout "timeout" "the database does not answer the probe's query: check its load and its locks"
+        DbQueryError "error" "check `probe.query`, and the rights of the probe's user"
+        DbQueryClosed "closed" "the database closed the connection: its log says why"
+    }
+    Client "client" {
+        ClientStalled "stalled" "the client did not read its results while it blocked others; raise `stall_timeout` or sessions.max"
+        ClientIdle "idle" "the client was silent for longer than `idle_timeout`"
+        ClientDrained "drained" "the daemon was stopped; `daemon.drain_timeout` bounds how long clients may finish"
+        ClientLimit "limit" "raise `max_clients` or `hold.max`, or start fewer jobs at a time"
+        ClientHoldTimeout "hold_timeout" "the tunnel did not come back within `hold.timeout`; see the bastion's last failure"
+    }
+}
+
+/// What failed, at which stage and why, with a sentence for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Phase and reason.
+    pub cause: Cause,
+    detail: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// The longest detail, in characters: peers may put arbitrary text into it.
+    const MAX_DETAIL: usize = 500;
+
+    /// Names a cause and says what was found. Text of a peer may be passed as it came: control characters are
+    /// replaced, so that it cannot forge a line of the log, and its length is bounded.
+    #[must_use]
+    pub fn new(cause: Cause, detail: impl AsRef<str>) -> Self {
+        Self { cause, detail: one_line(detail.as_ref(), Self::MAX_DETAIL), hint: None }
+    }
+
+    /// Replaces the cause's general hint by one that knows the circumstances.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// What was found: a sentence without a full stop.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> &str {
+        self.hint.as_deref().unwrap_or_else(|| self.cause.hint())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.cause.phase().as_str(), self.cause.reason(), self.detail)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl Serialize for Failure {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let mut fields = serializer.serialize_struct("Failure", 4)?;
+        fields.serialize_field("phase", self.cause.phase().as_str())?;
+        fields.serialize_field("reason", self.cause.reason())?;
+        fields.serialize_field("detail", &self.detail)?;
+        fields.serialize_field("hint", self.hint())?;
+        fields.end()
+    }
+}
+
+/// Text of a peer as one printable line of at most `max` characters.
+#[must_use]
+pub fn one_line(text: &str, max: usize) -> String {
+    let mut line: String = text
+        .trim()
+        .chars()
+        .map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') { ' ' } else { c })
+        .take(max + 1)
+        .collect();
+    if line.chars().count() > max {
+        line.pop();
+        line.push('…');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn labels_are_words_and_pairs_are_unique() {
+        let mut pairs = BTreeSet::new();
+        for cause in Cause::ALL {
+            for word in [cause.phase().as_str(), cause.reason()] {
+                assert!(word.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{word}");
+            }
+            assert!(pairs.insert((cause.phase().as_str(), cause.reason())), "{cause:?} stands twice");
+            assert!(!cause.hint().is_empty() && !cause.hint().ends_with('.'), "{cause:?}");
+        }
+        assert!(pairs.len() > 50, "only {} causes were checked", pairs.len());
+    }
+
+    #[test]
+    fn a_peer_cannot_forge_a_line() {
+        let failure = Failure::new(Cause::BannerNotSsh, "hello\r\nERROR everything is fine\u{1b}[2J");
+        assert_eq!(failure.to_string(), "banner not_ssh: hello  ERROR everything is fine [2J");
+    }
+
+    #[test]
+    fn a_peer_cannot_flood_the_log() {
+        let failure = Failure::new(Cause::BannerNotSsh, "x".repeat(10_000));
+        assert_eq!(failure.detail().chars().count(), Failure::MAX_DETAIL + 1);
+        assert!(failure.detail().ends_with('…'));
+    }
+
+    #[test]
+    fn a_better_hint_wins() {
+        let failure = Failure::new(Cause::TcpRefused, "x");
+        assert_eq!(failure.hint(), Cause::TcpRefused.hint());
+        assert_eq!(failure.with_hint("start it").hint(), "start it");
+    }
+}

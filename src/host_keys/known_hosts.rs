@@ -1,0 +1,185 @@
+//! The format of known_hosts files: see "SSH_KNOWN_HOSTS FILE FORMAT" in OpenSSH's sshd(8).
+
+use aws_lc_rs::hmac;
+use data_encoding::BASE64;
+
+/// What a line says of its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Marker {
+    None,
+    Revoked,
+    CertAuthority,
+}
+
+/// The names a line is for.
+#[derive(Clone, Debug)]
+enum Hosts {
+    /// Patterns with `*` and `?`; `true` = negated.
+    Patterns(Vec<(bool, String)>),
+    /// `|1|salt|HMAC-SHA1(salt, name)`.
+    Hashed { salt: Vec<u8>, hash: Vec<u8> },
+}
+
+impl Hosts {
+    fn parse(text: &str) -> Option<Self> {
+        let Some(hashed) = text.strip_prefix("|1|") else {
+            let patterns = text.split(',').filter(|pattern| !pattern.is_empty()).map(|pattern| {
+                let lower = pattern.to_ascii_lowercase();
+                match lower.strip_prefix('!') {
+                    Some(rest) => (true, rest.to_owned()),
+                    None => (false, lower),
+                }
+            });
+            return Some(Self::Patterns(patterns.collect()));
+        };
+        let (salt, hash) = hashed.split_once('|')?;
+        Some(Self::Hashed {
+            salt: BASE64.decode(salt.as_bytes()).ok()?,
+            hash: BASE64.decode(hash.as_bytes()).ok()?,
+        })
+    }
+
+    /// `name` is in lower case, with brackets and port where the port is not 22.
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Hashed { salt, hash } => hash_name(salt, name) == *hash,
+            Self::Patterns(patterns) => {
+                let hit = |negated| {
+                    patterns
+                        .iter()
+                        .any(|(neg, pattern)| *neg == negated && glob(pattern.as_bytes(), name.as_bytes()))
+                };
+                hit(false) && !hit(true)
+            }
+        }
+    }
+}
+
+/// HMAC-SHA1 is what the format prescribes; it hides names from casual readers and protects nothing else.
+pub(super) fn hash_name(salt: &[u8], name: &str) -> Vec<u8> {
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, salt);
+    hmac::sign(&key, name.as_bytes()).as_ref().to_vec()
+}
+
+/// `*` matches any run of characters, `?` exactly one. Linear in the length of `text` for each `*`.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut backtrack: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                backtrack = Some((p + 1, t));
+                p += 1;
+            }
+            Some(c) if *c == b'?' || text.get(t) == Some(c) => {
+                p += 1;
+                t += 1;
+            }
+            _ => match backtrack {
+                Some((after_star, from)) => {
+                    p = after_star;
+                    t = from + 1;
+                    backtrack = Some((after_star, from + 1));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern.get(p..).is_some_and(|rest| rest.iter().all(|c| *c == b'*'))
+}
+
+/// One line of a known_hosts file.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    file: std::sync::Arc<str>,
+    line: usize,
+    pub(super) marker: Marker,
+    hosts: Hosts,
+    /// The key's type as written.
+    pub key_type: String,
+    /// The key in its wire form.
+    pub blob: Vec<u8>,
+}
+
+impl Entry {
+    /// `file:line`.
+    #[must_use]
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.file, self.line)
+    }
+
+    fn parse(file: &std::sync::Arc<str>, line: usize, text: &str) -> Option<Self> {
+        let mut words = text.split_ascii_whitespace().peekable();
+        let marker = match *words.peek()? {
+            "@revoked" => Marker::Revoked,
+            "@cert-authority" => Marker::CertAuthority,
+            word if word.starts_with('@') => return None,
+            _ => Marker::None,
+        };
+        if marker != Marker::None {
+            words.next();
+        }
+        let hosts = Hosts::parse(words.next()?)?;
+        let key_type = words.next()?.to_owned();
+        let blob = BASE64.decode(words.next()?.as_bytes()).ok()?;
+        Some(Self { file: file.clone(), line, marker, hosts, key_type, blob })
+    }
+}
+
+/// The lines of all known_hosts files of a bastion.
+#[derive(Clone, Debug, Default)]
+pub struct KnownHosts {
+    entries: Vec<Entry>,
+    files: Vec<std::sync::Arc<str>>,
+}
+
+impl KnownHosts {
+    /// Adds a file's lines. A line that is not understood is passed over, as OpenSSH does.
+    pub fn read(&mut self, file: &str, text: &str) {
+        let file: std::sync::Arc<str> = file.into();
+        let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
+        let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+        self.entries.extend(lines.filter_map(|(number, line)| Entry::parse(&file, number, line)));
+        self.files.push(file);
+    }
+
+    pub(super) fn entries_for<'a>(
+        &'a self,
+        name: &str,
+        marker: Marker,
+    ) -> impl Iterator<Item = &'a Entry> + use<'a> {
+        let name = name.to_owned();
+        self.entries.iter().filter(move |entry| entry.marker == marker && entry.hosts.matches(&name))
+    }
+
+    /// The files read, as the subject of a sentence.
+    pub(super) fn describe_files(&self) -> String {
+        match self.files.as_slice() {
+            [] => "there is no known_hosts file, so".to_owned(),
+            [one] => format!("{one} has"),
+            [many @ .., last] => format!("{} and {last} have", many.join(", ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs() {
+        for (pattern, text, expected) in [
+            ("*", "", true),
+            ("a*c", "abbc", true),
+            ("a*c", "abbd", false),
+            ("*.example.*", "b.example.com", true),
+            ("a**b", "ab", true),
+            ("?", "", false),
+            ("??", "ab", true),
+            ("", "a", false),
+            ("*a*a*a*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", false),
+        ] {
+            assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} on {text}");
+        }
+    }
+}

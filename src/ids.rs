@@ -1,0 +1,156 @@
+//! The names of things: bastions, databases, and the `host:port` a bastion connects to.
+//!
+//! A value of these types has been checked once and cannot be wrong afterwards. Nothing here looks a name up.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+
+/// The name of a bastion or a database, as written in the configuration: `[a-z0-9][a-z0-9_-]*`, without `__`
+/// (two underscores separate the parts of an environment variable's name) and at most 63 bytes long.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(Arc<str>);
+
+impl Name {
+    /// The longest accepted name, in bytes: long enough for any label, short enough for any file name.
+    pub const MAX_LEN: usize = 63;
+
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// Says in one sentence what the name must look like.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let well_formed = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+            && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
+            && !text.contains("__")
+            && text.len() <= Self::MAX_LEN;
+        if well_formed {
+            Ok(Self(text.into()))
+        } else {
+            Err(format!(
+                "\"{}\" is not a usable name: use lower-case letters, digits, '-' and single '_', starting with \
+                 a letter or digit, at most {} characters",
+                text.escape_debug(),
+                Self::MAX_LEN
+            ))
+        }
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// A host and port: of a bastion, or of a database as its bastion resolves it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    /// A host name or an IP address without brackets.
+    pub host: Arc<str>,
+    /// A TCP port.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// Joins a host and a port.
+    #[must_use]
+    pub fn new(host: &str, port: u16) -> Self {
+        Self { host: host.into(), port }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Checks a host: a DNS name or an IP address, without a port, a user or a scheme.
+///
+/// # Errors
+/// Says in one sentence what is wrong with it.
+pub fn check_host(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("is empty: write a host name or an IP address".to_owned());
+    }
+    if text.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(());
+    }
+    if text.contains("://") || text.contains('@') || text.contains('/') {
+        return Err(format!(
+            "\"{}\" is not a host: write the name or IP address alone, without scheme, user or path",
+            text.escape_debug()
+        ));
+    }
+    if text.contains(':') {
+        return Err(format!("\"{}\" is not a host: write the port in the key `port`", text.escape_debug()));
+    }
+    let label_ok = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    if text.len() <= 253 && name.split('.').all(label_ok) {
+        Ok(())
+    } else {
+        Err(format!("\"{}\" is not a host name or an IP address", text.escape_debug()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["prod", "a", "0", "a-b_c9", "analytics-eu_1"] {
+            assert_eq!(Name::parse(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "Prod", "-a", "_a", "a__b", "a.b", "a b", "ä", &"a".repeat(64)] {
+            assert!(Name::parse(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn hosts() {
+        for good in
+            ["db", "db.internal", "10.0.0.1", "::1", "fe80::1", "xn--bcher-kva.example", "a.b.", "my_db"]
+        {
+            assert_eq!(check_host(good), Ok(()), "{good}");
+        }
+        for bad in ["", "db:5432", "postgres://db", "user@db", "a b", "a..b", ".", "[::1]", "db/name"] {
+            assert!(check_host(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn ipv6_is_shown_in_brackets() {
+        assert_eq!(HostPort::new("::1", 22).to_string(), "[::1]:22");
+        assert_eq!(HostPort::new("db.internal", 5432).to_string(), "db.internal:5432");
+    }
+}

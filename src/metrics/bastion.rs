@@ -1,0 +1,159 @@
+//! The series of a bastion.
+
+use prometheus::{CounterVec, Error, GaugeVec, HistogramVec, IntCounterVec};
+
+use super::ledger::Ledger;
+use super::{ByCause, Registrar, SHORT, Timings, raise, set_if_known};
+use crate::failure::{Cause, Phase};
+use crate::ids::Name;
+use crate::snapshot::Bastion;
+
+pub(super) struct Families {
+    up: GaugeVec,
+    up_since: GaugeVec,
+    uptime: CounterVec,
+    sessions: GaugeVec,
+    establish: HistogramVec,
+    failures: IntCounterVec,
+    losses: IntCounterVec,
+    stalled: CounterVec,
+    round_trip: HistogramVec,
+    unanswered: GaugeVec,
+}
+
+impl Families {
+    pub(super) fn new(registrar: &Registrar<'_>) -> Result<Self, Error> {
+        let bastion = &["bastion"][..];
+        Ok(Self {
+            up: registrar.gauge(
+                "tunnel_up",
+                "Whether a session to the bastion is established and not suspect.",
+                bastion,
+            )?,
+            up_since: registrar.gauge(
+                "tunnel_up_since_timestamp_seconds",
+                "Since when the tunnel is up; absent while it is down.",
+                bastion,
+            )?,
+            uptime: registrar.seconds_counter(
+                "tunnel_uptime_seconds_total",
+                "How long the tunnel was up; its rate is the availability.",
+                bastion,
+            )?,
+            sessions: registrar.gauge(
+                "tunnel_sessions",
+                "Established sessions, suspect ones included.",
+                bastion,
+            )?,
+            establish: registrar.histogram(
+                "session_establish_seconds",
+                "From name look-up to the first answered ping.",
+                bastion,
+                &SHORT,
+            )?,
+            failures: registrar.counter(
+                "session_failures_total",
+                "Attempts that did not establish a session.",
+                &["bastion", "phase", "reason"],
+            )?,
+            losses: registrar.counter(
+                "session_losses_total",
+                "Established sessions lost.",
+                &["bastion", "reason"],
+            )?,
+            stalled: registrar.seconds_counter(
+                "session_stalled_seconds_total",
+                "How long sessions took nothing from the bastion because clients did not read.",
+                bastion,
+            )?,
+            round_trip: registrar.histogram(
+                "keepalive_rtt_seconds",
+                "Round trips of answered pings.",
+                bastion,
+                &SHORT,
+            )?,
+            unanswered: registrar.gauge(
+                "keepalive_unanswered",
+                "Pings sent since the last sign of life, of the worst session.",
+                bastion,
+            )?,
+        })
+    }
+
+    pub(super) fn observe(&self, bastions: &[Bastion]) {
+        for bastion in bastions {
+            let labels = &[bastion.name.as_str()][..];
+            let established = bastion.sessions.iter().filter(|session| session.state != "connecting");
+            let worst = established.clone().map(|session| session.keepalives_unanswered).max();
+            self.up.with_label_values(labels).set(f64::from(u8::from(bastion.up)));
+            set_if_known(&self.up_since, labels, bastion.up_since.map(super::Stamp::seconds));
+            raise(&self.uptime, labels, bastion.uptime_seconds);
+            self.sessions.with_label_values(labels).set(established.count() as f64);
+            raise(&self.stalled, labels, bastion.stalled_seconds);
+            self.unanswered.with_label_values(labels).set(f64::from(worst.unwrap_or(0)));
+        }
+    }
+}
+
+/// The handles of one bastion.
+pub struct BastionMetrics {
+    failures: ByCause,
+    losses: ByCause,
+    /// From name look-up to the first answered ping.
+    pub establish: Timings,
+    /// Round trips of answered pings.
+    pub round_trip: Timings,
+    _ledger: Ledger,
+}
+
+/// The causes for which an attempt can fail.
+fn attempt_failures() -> impl Iterator<Item = Cause> {
+    let phases =
+        [Phase::Dns, Phase::Tcp, Phase::Banner, Phase::Kex, Phase::HostKey, Phase::Auth, Phase::Session];
+    Cause::ALL.iter().copied().filter(move |cause| phases.contains(&cause.phase()))
+}
+
+/// The causes for which an established session can be lost.
+pub(super) fn session_losses() -> impl Iterator<Item = Cause> {
+    let all = Cause::ALL.iter().copied();
+    all.filter(|cause| cause.phase() == Phase::Session && *cause != Cause::SessionNotEstablished)
+}
+
+impl BastionMetrics {
+    pub(super) fn new(families: &Families, bastion: &Name) -> Self {
+        let name = bastion.as_str();
+        let mut ledger = Ledger::default();
+        ledger
+            .observed(&[&families.up, &families.up_since, &families.sessions, &families.unanswered], &[name]);
+        ledger.raised(&[&families.uptime, &families.stalled], &[name]);
+        let failures = attempt_failures().map(|cause| {
+            let labels = [name, cause.phase().as_str(), cause.reason()];
+            (cause, ledger.counter(&families.failures, &labels))
+        });
+        let failures = failures.collect();
+        let losses = session_losses()
+            .map(|cause| (cause, ledger.counter(&families.losses, &[name, cause.reason()])))
+            .collect();
+        Self {
+            failures,
+            losses,
+            establish: ledger.timings(&families.establish, &[name]),
+            round_trip: ledger.timings(&families.round_trip, &[name]),
+            _ledger: ledger,
+        }
+    }
+
+    /// An attempt did not establish a session.
+    pub fn failed(&self, cause: Cause) {
+        if let Some(counter) = self.failures.get(&cause) {
+            counter.inc();
+        }
+    }
+
+    /// An established session was lost.
+    pub fn lost(&self, cause: Cause) {
+        if let Some(counter) = self.losses.get(&cause) {
+            counter.inc();
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! The series of a database: of its forward and of its probe.
+
+use prometheus::{CounterVec, Error, GaugeVec, HistogramVec, IntCounter, IntCounterVec};
+
+use super::bastion::session_losses;
+use super::ledger::Ledger;
+use super::{ByCause, LONG, Registrar, SHORT, Timings, raise, set_if_known};
+use crate::failure::{Cause, Phase};
+use crate::ids::Name;
+use crate::pgwire::Encryption;
+use crate::snapshot::{Database, Stamp};
+
+/// What became of a client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was connected to the database.
+    Carried,
+    /// It was held until the hold ended.
+    HoldTimeout,
+    /// The bastion refuses us, or this forward.
+    Refused,
+    /// There were too many clients.
+    Limit,
+    /// It left while it was held.
+    Gone,
+    /// The bastion could not connect to the database until the hold ended.
+    OpenFailed,
+}
+
+const OUTCOMES: [(Outcome, &str); 6] = [
+    (Outcome::Carried, "carried"),
+    (Outcome::HoldTimeout, "hold_timeout"),
+    (Outcome::Refused, "refused"),
+    (Outcome::Limit, "limit"),
+    (Outcome::Gone, "gone"),
+    (Outcome::OpenFailed, "open_failed"),
+];
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client.
+    ToDatabase,
+    /// From the database.
+    FromDatabase,
+}
+
+/// The timed phases of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbePhase {
+    /// The bastion connects to the database.
+    Channel,
+    /// TLS is agreed on.
+    Tls,
+    /// The probe logs in.
+    Login,
+    /// The query is answered.
+    Query,
+}
+
+const PROBE_PHASES: [(ProbePhase, &str); 4] = [
+    (ProbePhase::Channel, "channel"),
+    (ProbePhase::Tls, "db_tls"),
+    (ProbePhase::Login, "db_login"),
+    (ProbePhase::Query, "db_query"),
+];
+
+pub(super) struct Families {
+    up: GaugeVec,
+    uptime: CounterVec,
+    bastion_info: GaugeVec,
+    active: GaugeVec,
+    held: GaugeVec,
+    connections: IntCounterVec,
+    cut: IntCounterVec,
+    hold: HistogramVec,
+    open: HistogramVec,
+    duration: HistogramVec,
+    bytes: IntCounterVec,
+    startups: IntCounterVec,
+    channel_failures: IntCounterVec,
+    probe_up: GaugeVec,
+    probes: IntCounterVec,
+    probe_phase: HistogramVec,
+    probe_last_success: GaugeVec,
+}
+
+impl Families {
+    pub(super) fn new(registrar: &Registrar<'_>) -> Result<Self, Error> {
+        let database = &["database"][..];
+        let with = |label| ["database", label];
+        Ok(Self {
+            up: registrar.gauge("database_up", "Whether a tunnel for the database is up.", database)?,
+            uptime: registrar.seconds_counter(
+                "database_uptime_seconds_total",
+                "How long a tunnel for the database was up; its rate is the availability.",
+                database,
+            )?,
+            bastion_info: registrar.gauge(
+                "database_bastion_info",
+                "The bastions of the database; always 1.",
+                &["database", "bastion", "preference"],
+            )?,
+            active: registrar.gauge("clients_active", "Clients carried or being placed.", database)?,
+            held: registrar.gauge("clients_held", "Clients waiting for a session.", database)?,
+            connections: registrar.counter(
+                "client_connections_total",
+                "Client connections by what became of them.",
+                &with("outcome"),
+            )?,
+            cut: registrar.counter(
+                "clients_cut_total",
+                "Clients ended by us before they were done.",
+                &with("reason"),
+            )?,
+            hold: registrar.histogram(
+                "client_hold_seconds",
+                "How long clients were held.",
+                database,
+                &LONG,
+            )?,
+            open: registrar.histogram(
+                "client_open_seconds",
+                "The bastion's time to connect a client to the database.",
+                database,
+                &SHORT,
+            )?,
+            duration: registrar.histogram(
+                "client_duration_seconds",
+                "How long clients stayed.",
+                database,
+                &LONG,
+            )?,
+            bytes: registrar.counter("client_bytes_total", "Bytes passed on.", &with("direction"))?,
+            startups: registrar.counter(
+                "client_startups_total",
+                "Sessions begun by clients, with or without encryption.",
+                &with("encryption"),
+            )?,
+            channel_failures: registrar.counter(
+                "channel_failures_total",
+                "Connections to the database that the bastion did not make.",
+                &["database", "bastion", "reason"],
+            )?,
+            probe_up: registrar.gauge(
+                "probe_up",
+                "The probe's verdict; absent until there is one.",
+                database,
+            )?,
+            probes: registrar.counter(
+                "probes_total",
+                "Probes by result.",
+                &["database", "phase", "reason"],
+            )?,
+            probe_phase: registrar.histogram(
+                "probe_phase_seconds",
+                "How long each phase of a probe took.",
+                &with("phase"),
+                &SHORT,
+            )?,
+            probe_last_success: registrar.gauge(
+                "probe_last_success_timestamp_seconds",
+                "When a probe succeeded last.",
+                database,
+            )?,
+        })
+    }
+
+    pub(super) fn observe(&self, databases: &[Database]) {
+        for database in databases {
+            let labels = &[database.name.as_str()][..];
+            self.up.with_label_values(labels).set(f64::from(u8::from(database.up)));
+            raise(&self.uptime, labels, database.uptime_seconds);
+            self.active.with_label_values(labels).set(database.clients_active as f64);
+            self.held.with_label_values(labels).set(database.clients_held as f64);
+            let verdict = match database.probe.verdict.as_str() {
+                "up" => Some(1.0),
+                "down" => Some(0.0),
+                _ => None,
+            };
+            set_if_known(&self.probe_up, labels, verdict);
+            set_if_known(&self.probe_last_success, labels, database.probe.last_success.map(Stamp::seconds));
+        }
+    }
+}
+
+/// The handles of one database.
+pub struct DatabaseMetrics {
+    connections: Vec<(Outcome, IntCounter)>,
+    cut: ByCause,
+    channel_failures: ByCause,
+    probe_failures: ByCause,
+    probes_ok: IntCounter,
+    probes_skipped: IntCounter,
+    probe_phases: Vec<(ProbePhase, Timings)>,
+    to_database: IntCounter,
+    from_database: IntCounter,
+    startups_tls: IntCounter,
+    startups_plain: IntCounter,
+    /// How long clients were held.
+    pub hold: Timings,
+    /// The bastion's time to connect a client to the database.
+    pub open: Timings,
+    /// How long clients stayed.
+    pub duration: Timings,
+    _ledger: Ledger,
+}
+
+/// The phases in which a probe can fail.
+const PROBED: [Phase; 5] = [Phase::Channel, Phase::Credentials, Phase::DbTls, Phase::DbLogin, Phase::DbQuery];
+
+fn of_phases<const N: usize>(phases: [Phase; N]) -> impl Iterator<Item = Cause> {
+    Cause::ALL.iter().copied().filter(move |cause| phases.contains(&cause.phase()))
+}
+
+fn cut_causes() -> impl Iterator<Item = Cause> {
+    session_losses().chain([Cause::ClientStalled, Cause::ClientIdle, Cause::ClientDrained])
+}
+
+impl DatabaseMetrics {
+    pub(super) fn new(families: &Families, database: &Name, bastion: &Name) -> Self {
+        let (name, bastion) = (database.as_str(), bastion.as_str());
+        let mut ledger = Ledger::default();
+        ledger.observed(&[&families.bastion_info], &[name, bastion, "0"]);
+        families.bastion_info.with_label_values(&[name, bastion, "0"]).set(1.0);
+        let observed = [
+            &families.up,
+            &families.active,
+            &families.held,
+            &families.probe_up,
+            &families.probe_last_success,
+        ];
+        ledger.observed(&observed, &[name]);
+        ledger.raised(&[&families.uptime], &[name]);
+        let connections = OUTCOMES
+            .map(|(outcome, label)| (outcome, ledger.counter(&families.connections, &[name, label])))
+            .to_vec();
+        let cut = cut_causes()
+            .map(|cause| (cause, ledger.counter(&families.cut, &[name, cause.reason()])))
+            .collect();
+        let channel_failures = of_phases([Phase::Channel])
+            .map(|cause| {
+                (cause, ledger.counter(&families.channel_failures, &[name, bastion, cause.reason()]))
+            })
+            .collect();
+        let probe_failures = of_phases(PROBED)
+            .map(|cause| {
+                let labels = [name, cause.phase().as_str(), cause.reason()];
+                (cause, ledger.counter(&families.probes, &labels))
+            })
+            .collect();
+        let probe_phases = PROBE_PHASES
+            .map(|(phase, label)| (phase, ledger.timings(&families.probe_phase, &[name, label])))
+            .to_vec();
+        Self {
+            connections,
+            cut,
+            channel_failures,
+            probe_failures,
+            probes_ok: ledger.counter(&families.probes, &[name, "ok", "ok"]),
+            probes_skipped: ledger.counter(&families.probes, &[name, "skipped", "skipped"]),
+            probe_phases,
+            to_database: ledger.counter(&families.bytes, &[name, "to_database"]),
+            from_database: ledger.counter(&families.bytes, &[name, "from_database"]),
+            startups_tls: ledger.counter(&families.startups, &[name, "tls"]),
+            startups_plain: ledger.counter(&families.startups, &[name, "plain"]),
+            hold: ledger.timings(&families.hold, &[name]),
+            open: ledger.timings(&families.open, &[name]),
+            duration: ledger.timings(&families.duration, &[name]),
+            _ledger: ledger,
+        }
+    }
+
+    /// A client's connection came to this.
+    pub fn connection(&self, outcome: Outcome) {
+        if let Some((_, counter)) = self.connections.iter().find(|(known, _)| *known == outcome) {
+            counter.inc();
+        }
+    }
+
+    /// A client was ended by us.
+    pub fn cut(&self, cause: Cause) {
+        if let Some(counter) = self.cut.get(&cause) {
+            counter.inc();
+        }
+    }
+
+    /// The bastion did not connect a client or a probe to the database.
+    pub fn channel_failed(&self, cause: Cause) {
+        if let Some(counter) = self.channel_failures.get(&cause) {
+            counter.inc();
+        }
+    }
+
+    /// Bytes were passed on.
+    pub fn passed(&self, direction: Direction, bytes: usize) {
+        let counter = match direction {
+            Direction::ToDatabase => &self.to_database,
+            Direction::FromDatabase => &self.from_database,
+        };
+        counter.inc_by(bytes as u64);
+    }
+
+    /// A client began a session.
+    pub fn startup(&self, encryption: Encryption) {
+        match encryption {
+            Encryption::Tls => self.startups_tls.inc(),
+            Encryption::Plain => self.startups_plain.inc(),
+        }
+    }
+
+    /// A probe succeeded.
+    pub fn probe_answered(&self) {
+        self.probes_ok.inc();
+    }
+
+    /// A probe was not made.
+    pub fn probe_skipped(&self) {
+        self.probes_skipped.inc();
+    }
+
+    /// A probe failed.
+    pub fn probe_failed(&self, cause: Cause) {
+        if let Some(counter) = self.probe_failures.get(&cause) {
+            counter.inc();
+        }
+    }
+
+    /// A phase of a probe took so long.
+    pub fn probe_phase(&self, phase: ProbePhase, duration: std::time::Duration) {
+        if let Some((_, timings)) = self.probe_phases.iter().find(|(known, _)| *known == phase) {
+            timings.observe(duration);
+        }
+    }
+}

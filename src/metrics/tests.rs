@@ -1,0 +1,144 @@
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::failure::Cause;
+use crate::snapshot::{Bastion, Daemon, Database, Probe, Session};
+
+fn name(text: &str) -> Name {
+    Name::parse(text).unwrap()
+}
+
+fn snapshot(up: bool) -> Snapshot {
+    let now = Stamp(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+    Snapshot {
+        at: now,
+        daemon: Daemon { version: "1".into(), pid: 1, started: now, ready: true, not_ready_because: vec![] },
+        bastions: vec![Bastion {
+            name: "prod".into(),
+            host: "b".into(),
+            port: 22,
+            user: "u".into(),
+            up,
+            up_since: up.then_some(now),
+            down_since: None,
+            uptime_seconds: 12.5,
+            stalled_seconds: 0.25,
+            refusing: false,
+            next_attempt: None,
+            last_failure: None,
+            public_key: None,
+            sessions: vec![Session {
+                id: 1,
+                state: "established".into(),
+                since: now,
+                address: None,
+                clients: 1,
+                round_trip_seconds: None,
+                keepalives_unanswered: 2,
+                gate_open: true,
+                backlog_bytes: 0,
+            }],
+        }],
+        databases: vec![Database {
+            name: "analytics".into(),
+            kind: "postgres".into(),
+            host: "d".into(),
+            port: 5432,
+            bastions: vec!["prod".into()],
+            listen: vec![],
+            up,
+            uptime_seconds: 12.5,
+            clients_active: 3,
+            clients_held: 2,
+            last_failure: None,
+            probe: Probe {
+                level: "query".into(),
+                verdict: if up { "up" } else { "unknown" }.into(),
+                since: None,
+                latency_seconds: None,
+                last_success: None,
+                last_failure: None,
+            },
+            clients: vec![],
+        }],
+    }
+}
+
+/// The series of the daemon itself, without those of the process.
+fn series(text: &str) -> BTreeSet<String> {
+    let lines = text.lines().filter(|line| line.starts_with("tunnelkeeper_"));
+    lines.filter_map(|line| line.rsplit_once(' ')).map(|(series, _)| series.to_owned()).collect()
+}
+
+#[test]
+fn gauges_follow_the_snapshot_and_counters_of_seconds_only_rise() {
+    let metrics = Metrics::new().unwrap();
+    let (_bastion, _database) =
+        (metrics.bastion(&name("prod")), metrics.database(&name("analytics"), &name("prod")));
+    let text = metrics.exposition(&snapshot(true)).unwrap();
+    for line in [
+        "tunnelkeeper_tunnel_up{bastion=\"prod\"} 1",
+        "tunnelkeeper_tunnel_up_since_timestamp_seconds{bastion=\"prod\"} 1700000000",
+        "tunnelkeeper_tunnel_uptime_seconds_total{bastion=\"prod\"} 12.5",
+        "tunnelkeeper_tunnel_sessions{bastion=\"prod\"} 1",
+        "tunnelkeeper_keepalive_unanswered{bastion=\"prod\"} 2",
+        "tunnelkeeper_session_stalled_seconds_total{bastion=\"prod\"} 0.25",
+        "tunnelkeeper_database_up{database=\"analytics\"} 1",
+        "tunnelkeeper_database_bastion_info{bastion=\"prod\",database=\"analytics\",preference=\"0\"} 1",
+        "tunnelkeeper_clients_active{database=\"analytics\"} 3",
+        "tunnelkeeper_clients_held{database=\"analytics\"} 2",
+        "tunnelkeeper_probe_up{database=\"analytics\"} 1",
+    ] {
+        assert!(text.contains(&format!("{line}\n")), "{line}\nnot in\n{text}");
+    }
+    let text = metrics.exposition(&snapshot(false)).unwrap();
+    assert!(text.contains("tunnelkeeper_tunnel_up{bastion=\"prod\"} 0\n"));
+    assert!(text.contains("tunnelkeeper_tunnel_uptime_seconds_total{bastion=\"prod\"} 12.5\n"));
+    for absent in ["tunnel_up_since_timestamp_seconds{", "probe_up{"] {
+        assert!(!text.contains(absent), "{absent} is there though it is not known");
+    }
+}
+
+#[test]
+fn counters_exist_at_zero_and_count() {
+    let metrics = Metrics::new().unwrap();
+    let bastion = metrics.bastion(&name("prod"));
+    let database = metrics.database(&name("analytics"), &name("prod"));
+    let before = series(&metrics.exposition(&snapshot(true)).unwrap());
+    bastion.failed(Cause::AuthRejected);
+    bastion.lost(Cause::SessionReset);
+    database.connection(Outcome::HoldTimeout);
+    database.cut(Cause::ClientStalled);
+    database.cut(Cause::SessionKeepaliveTimeout);
+    database.channel_failed(Cause::ChannelProhibited);
+    database.probe_failed(Cause::DbLoginRejected);
+    database.probe_answered();
+    database.probe_skipped();
+    let text = metrics.exposition(&snapshot(true)).unwrap();
+    assert_eq!(series(&text), before, "a series appeared by counting");
+    for line in [
+        "session_failures_total{bastion=\"prod\",phase=\"auth\",reason=\"rejected\"} 1",
+        "session_failures_total{bastion=\"prod\",phase=\"tcp\",reason=\"refused\"} 0",
+        "session_losses_total{bastion=\"prod\",reason=\"reset\"} 1",
+        "client_connections_total{database=\"analytics\",outcome=\"hold_timeout\"} 1",
+        "clients_cut_total{database=\"analytics\",reason=\"stalled\"} 1",
+        "clients_cut_total{database=\"analytics\",reason=\"keepalive_timeout\"} 1",
+        "channel_failures_total{bastion=\"prod\",database=\"analytics\",reason=\"prohibited\"} 1",
+        "probes_total{database=\"analytics\",phase=\"db_login\",reason=\"rejected\"} 1",
+        "probes_total{database=\"analytics\",phase=\"ok\",reason=\"ok\"} 1",
+    ] {
+        assert!(text.contains(&format!("tunnelkeeper_{line}\n")), "{line}\nnot in\n{text}");
+    }
+}
+
+#[test]
+fn everything_of_a_bastion_and_a_database_goes_with_it() {
+    let metrics = Metrics::new().unwrap();
+    let nothing = Snapshot { bastions: vec![], databases: vec![], ..snapshot(true) };
+    let before = series(&metrics.exposition(&nothing).unwrap());
+    let handles = (metrics.bastion(&name("prod")), metrics.database(&name("analytics"), &name("prod")));
+    assert!(series(&metrics.exposition(&snapshot(true)).unwrap()).len() > before.len() + 100);
+    drop(handles);
+    assert_eq!(series(&metrics.exposition(&nothing).unwrap()), before);
+}

@@ -1,0 +1,132 @@
+//! When a bastion is dialled again: a pure rule from what failed to how long to wait.
+//!
+//! Most failures pass, and are tried again soon. A refused login or host key does not pass by itself and hammering
+//! on it gets an address banned, so after three tries it is asked every five minutes only. A bastion that says it
+//! is busy is left alone for at least ten seconds (sshd's MaxStartups and PerSourcePenalties count attempts).
+
+use std::time::Duration;
+
+use crate::backoff::Bounds;
+use crate::failure::{Cause, Phase};
+
+/// How long a session must have been established to prove that the bastion is well again.
+pub const PROVEN_AFTER: Duration = Duration::from_secs(30);
+
+const REFUSED_TRIES: u32 = 3;
+const REFUSED_PACE: Duration = Duration::from_secs(300);
+const BUSY: Bounds = Bounds { min: Duration::from_secs(10), max: Duration::from_secs(120) };
+
+/// What follows a failed attempt or a lost session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// How long to wait before the next attempt.
+    pub after: Duration,
+    /// The bastion refuses us: it will not change its mind soon, so no client should wait for it.
+    pub refusing: bool,
+}
+
+/// The failures of one bastion since it last proved well.
+#[derive(Clone, Debug)]
+pub struct Retry {
+    bounds: Bounds,
+    failures: u32,
+    refusals: u32,
+    busy: u32,
+}
+
+impl Retry {
+    /// Starts without failures; `bounds` is the bastion's `reconnect`.
+    #[must_use]
+    pub fn new(bounds: Bounds) -> Self {
+        Self { bounds, failures: 0, refusals: 0, busy: 0 }
+    }
+
+    /// A session has been established for [`PROVEN_AFTER`]: what failed before no longer counts.
+    pub fn proven(&mut self) {
+        *self = Self::new(self.bounds);
+    }
+
+    /// Takes note of a failure. `random` is uniform in `0.0..1.0`.
+    pub fn after(&mut self, cause: Cause, random: f64) -> Next {
+        self.failures = self.failures.saturating_add(1);
+        self.refusals = if is_refusal(cause) { self.refusals.saturating_add(1) } else { 0 };
+        self.busy = if cause == Cause::BannerBusy { self.busy.saturating_add(1) } else { 0 };
+        if self.refusals >= REFUSED_TRIES {
+            Next { after: REFUSED_PACE.mul_f64(0.9 + 0.2 * random), refusing: true }
+        } else if self.busy > 0 {
+            Next { after: BUSY.ceiling(self.busy).mul_f64(1.0 + 0.2 * random).min(BUSY.max), refusing: false }
+        } else {
+            Next { after: self.bounds.delay(self.failures, random), refusing: false }
+        }
+    }
+}
+
+/// A bastion that refuses our key or shows a wrong one needs a person.
+fn is_refusal(cause: Cause) -> bool {
+    match cause.phase() {
+        Phase::HostKey => true,
+        Phase::Auth => !matches!(cause, Cause::AuthTimeout | Cause::AuthClosed),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retry() -> Retry {
+        Retry::new(Bounds { min: Duration::from_millis(200), max: Duration::from_secs(30) })
+    }
+
+    fn waits(retry: &mut Retry, cause: Cause, random: f64, n: usize) -> Vec<(u128, bool)> {
+        (0..n)
+            .map(|_| retry.after(cause, random))
+            .map(|next| (next.after.as_millis(), next.refusing))
+            .collect()
+    }
+
+    #[test]
+    fn passing_failures_are_tried_soon_and_for_ever() {
+        let expected = [200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000];
+        assert_eq!(waits(&mut retry(), Cause::TcpRefused, 1.0, 10), expected.map(|ms| (ms, false)));
+        assert_eq!(waits(&mut retry(), Cause::SessionClosed, 0.0, 2), [(0, false), (0, false)]);
+    }
+
+    #[test]
+    fn refusals_get_three_tries_then_five_minutes() {
+        for cause in [Cause::AuthRejected, Cause::HostKeyChanged, Cause::AuthIdentityUnreadable] {
+            let expected = [(200, false), (400, false), (330_000, true), (330_000, true)];
+            assert_eq!(waits(&mut retry(), cause, 1.0, 4), expected);
+        }
+        let mut retry = retry();
+        waits(&mut retry, Cause::AuthRejected, 0.5, 3);
+        assert!(!retry.after(Cause::TcpRefused, 0.5).refusing);
+        assert!(!retry.after(Cause::AuthRejected, 0.5).refusing);
+    }
+
+    #[test]
+    fn a_login_that_was_cut_off_is_no_refusal() {
+        for cause in [Cause::AuthTimeout, Cause::AuthClosed] {
+            assert!(waits(&mut retry(), cause, 1.0, 5).iter().all(|(_, refusing)| !refusing));
+        }
+    }
+
+    #[test]
+    fn a_busy_bastion_is_left_alone() {
+        let expected = [10_000, 20_000, 40_000, 80_000, 120_000, 120_000];
+        assert_eq!(waits(&mut retry(), Cause::BannerBusy, 0.0, 6), expected.map(|ms| (ms, false)));
+        assert!(
+            waits(&mut retry(), Cause::BannerBusy, 1.0, 9)
+                .iter()
+                .all(|(ms, _)| (10_000..=120_000).contains(ms))
+        );
+    }
+
+    #[test]
+    fn proof_of_life_forgives() {
+        let mut retry = retry();
+        waits(&mut retry, Cause::TcpRefused, 1.0, 6);
+        retry.proven();
+        assert_eq!(waits(&mut retry, Cause::SessionClosed, 1.0, 1), [(200, false)]);
+    }
+}

@@ -1,0 +1,138 @@
+//! The configuration: from its sources to a checked [`Plan`], with every problem found at once.
+//!
+//! Reading opens nothing but the configuration's own files. What comes out is complete and consistent: no later
+//! stage meets a missing value, a wrong name or a bad range. The only module that names the `config` crate.
+
+mod bastion;
+mod daemon;
+mod database;
+pub mod plan;
+mod reader;
+mod sources;
+mod values;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+pub use plan::Plan;
+pub use sources::DEFAULT_FILE;
+pub use values::show_duration;
+
+/// What the configuration may depend on besides its files. Passed in, so that tests do not share a process-wide
+/// environment.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Environment variables; those that are not Unicode are left out.
+    pub variables: BTreeMap<String, String>,
+    /// The daemon's effective user.
+    pub uid: u32,
+    /// The file named with `--config`.
+    pub config_option: Option<PathBuf>,
+}
+
+/// The effective configuration and what there is to say about it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the daemon shall do.
+    pub plan: Plan,
+    /// Every key with its value and where the value came from, in the order of the reference file.
+    pub effective: Vec<Effective>,
+    /// Advice that does not stop anything.
+    pub notes: Vec<Note>,
+    /// The files read, in the order in which they were applied.
+    pub files: Vec<PathBuf>,
+}
+
+/// One key of the effective configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effective {
+    /// The path of the key, such as `bastions.prod.port`.
+    pub key: String,
+    /// The value as TOML, secrets masked.
+    pub value: String,
+    /// A file, "the environment" or "default".
+    pub source: String,
+}
+
+/// Advice about one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// The path of the key.
+    pub key: String,
+    /// A sentence without a full stop.
+    pub text: String,
+}
+
+/// Something wrong with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The file, or "the environment"; empty where no source is to blame.
+    pub source: String,
+    /// The path of the key; empty where the whole file is meant.
+    pub key: String,
+    /// What is wrong and what to do: a sentence without a full stop.
+    pub text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in [&self.source, &self.key] {
+            if !part.is_empty() {
+                write!(f, "{part}: ")?;
+            }
+        }
+        f.write_str(&self.text)
+    }
+}
+
+/// Reads and checks the whole configuration.
+///
+/// # Errors
+/// Every problem found, in the order of the files and keys; nothing is applied then.
+pub fn load(surroundings: &Surroundings) -> Result<Settings, Vec<Problem>> {
+    let sources::Merged { root, files, readable_by_others, mut problems } = sources::merge(surroundings);
+    let mut report = reader::Report::new(surroundings, readable_by_others);
+    let plan = read_plan(root, &mut report);
+    let reader::Report { problems: found, effective, notes, .. } = report;
+    problems.extend(found);
+    match plan {
+        Some(plan) if problems.is_empty() => Ok(Settings { plan, effective, notes, files }),
+        _ => Err(problems),
+    }
+}
+
+fn read_plan(root: reader::Table, report: &mut reader::Report) -> Option<Plan> {
+    let mut root = reader::Section::new("", root);
+    let http = daemon::read_http(root.section("http", report), report);
+    let log = daemon::read_log(root.section("log", report), report);
+    let daemon = daemon::read_daemon(root.section("daemon", report), report);
+    let bastions = root.named_sections("bastions", report);
+    let bastion_names: Vec<_> = bastions.iter().map(|(name, _)| name.clone()).collect();
+    let databases = root.named_sections("databases", report);
+    root.finish(report);
+    for (name, section) in &databases {
+        if bastion_names.contains(name) {
+            report.problem(section, "", format!("a bastion is named \"{name}\" too: names must differ"));
+        }
+    }
+    let bastions: Vec<_> =
+        bastions.into_iter().map(|(name, section)| bastion::read(name, section, &daemon, report)).collect();
+    let databases: Vec<_> = databases
+        .into_iter()
+        .map(|(name, section)| database::read(name, section, &bastion_names, report))
+        .collect();
+    // Every reader has reported its problems by now; a part that is missing comes with at least one.
+    let plan = Plan {
+        http: http?,
+        log: log?,
+        daemon: daemon?,
+        bastions: bastions.into_iter().collect::<Option<_>>()?,
+        databases: databases.into_iter().collect::<Option<_>>()?,
+    };
+    plan.check_together(report);
+    Some(plan)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! Reads `[bastions.NAME]`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::plan::{BastionPlan, DaemonPlan, IdentityPlan, TrustPlan};
+use super::reader::{Report, Section};
+use super::values::{Host, Port, Whole, show_duration};
+use crate::backoff::Bounds;
+use crate::host_keys::Fingerprint;
+use crate::ids::{HostPort, Name};
+use crate::placement::PoolBounds;
+use crate::secret::SecretSource;
+
+type PoolSize = Whole<1, 64>;
+
+pub(super) fn read(
+    name: Name,
+    mut section: Section,
+    daemon: &Option<DaemonPlan>,
+    report: &mut Report,
+) -> Option<Arc<BastionPlan>> {
+    let host: Option<Host> = section.require("host", report);
+    let port: Port = section.get_or("port", Whole(22), report);
+    let user: Option<String> = section.require("user", report);
+    let identity = read_identity(&name, &mut section, daemon, report);
+    let passphrase: Option<SecretSource> = section.get("identity_passphrase", report);
+    let trust = read_trust(&mut section, daemon, report);
+    let (keepalive_interval, keepalive_timeout) = read_keepalive(&mut section, report);
+    let connect_timeout = read_positive(&mut section, "connect_timeout", Duration::from_secs(15), report);
+    let open_timeout = read_positive(&mut section, "open_timeout", Duration::from_secs(10), report);
+    let pool = read_pool(&mut section, report);
+    let reconnect = read_reconnect(&mut section, report);
+    section.finish(report);
+    Some(Arc::new(BastionPlan {
+        name,
+        at: HostPort::new(&host?.0, port.port()),
+        user: user?,
+        identity: identity?,
+        passphrase,
+        trust: trust?,
+        keepalive_interval,
+        keepalive_timeout,
+        connect_timeout,
+        open_timeout,
+        pool,
+        reconnect,
+    }))
+}
+
+fn read_identity(
+    name: &Name,
+    section: &mut Section,
+    daemon: &Option<DaemonPlan>,
+    report: &mut Report,
+) -> Option<IdentityPlan> {
+    if section.has("identity") {
+        return section.get("identity", report).map(IdentityPlan::Files);
+    }
+    let daemon = daemon.as_ref()?;
+    let path = section.get_or("identity", daemon.state_dir.join("keys").join(name.as_str()), report);
+    Some(IdentityPlan::Own { path, generate: daemon.generate_keys })
+}
+
+fn read_trust(section: &mut Section, daemon: &Option<DaemonPlan>, report: &mut Report) -> Option<TrustPlan> {
+    if section.has("host_key") {
+        if section.has("known_hosts") {
+            report.problem(
+                section,
+                "known_hosts",
+                "is not read where `host_key` pins keys: keep one of the two",
+            );
+        }
+        let _: Option<Vec<PathBuf>> = section.get("known_hosts", report);
+        let pins: Option<Vec<Fingerprint>> = section.get("host_key", report);
+        return pins.map(TrustPlan::Pins);
+    }
+    let _: Option<Vec<Fingerprint>> = section.get("host_key", report);
+    if section.has("known_hosts") {
+        return section.get("known_hosts", report).map(TrustPlan::Files);
+    }
+    let mut defaults =
+        vec![PathBuf::from("/etc/tunnelkeeper/known_hosts"), daemon.as_ref()?.state_dir.join("known_hosts")];
+    defaults.extend(report.home.as_ref().map(|home| home.join(".ssh/known_hosts")));
+    Some(TrustPlan::Defaults(section.get_or("known_hosts", defaults, report)))
+}
+
+fn read_keepalive(section: &mut Section, report: &mut Report) -> (Duration, Duration) {
+    let interval = read_positive(section, "keepalive_interval", Duration::from_secs(30), report);
+    let timeout = read_positive(section, "keepalive_timeout", Duration::from_secs(300), report);
+    if timeout <= interval {
+        let text = format!("must be longer than keepalive_interval ({})", show_duration(interval));
+        report.problem(section, "keepalive_timeout", text);
+    }
+    (interval, timeout)
+}
+
+fn read_pool(section: &mut Section, report: &mut Report) -> PoolBounds {
+    let given = section.has("sessions");
+    let mut inner = section.section("sessions", report);
+    let min: PoolSize = inner.get_or("min", Whole(1), report);
+    // A pool that is told to be larger than the usual maximum is not held to it.
+    let max: PoolSize = inner.get_or("max", Whole(min.0.max(4)), report);
+    if given && min.0 > max.0 {
+        report.problem(&inner, "min", format!("is above sessions.max ({})", max.0));
+    }
+    inner.finish(report);
+    PoolBounds { min: min.size(), max: max.size() }
+}
+
+fn read_reconnect(section: &mut Section, report: &mut Report) -> Bounds {
+    let mut inner = section.section("reconnect", report);
+    let min = read_positive(&mut inner, "min", Duration::from_millis(200), report);
+    let max = read_positive(&mut inner, "max", Duration::from_secs(30).max(min), report);
+    if min > max {
+        report.problem(&inner, "min", format!("is above reconnect.max ({})", show_duration(max)));
+    }
+    inner.finish(report);
+    Bounds { min, max }
+}
+
+/// A duration that must not be zero.
+pub(super) fn read_positive(
+    section: &mut Section,
+    key: &'static str,
+    default: Duration,
+    report: &mut Report,
+) -> Duration {
+    let duration = section.get_or(key, default, report);
+    if duration.is_zero() {
+        report.problem(section, key, "must be longer than nothing");
+    }
+    duration
+}

@@ -1,0 +1,46 @@
+//! Reads `[http]`, `[log]` and `[daemon]`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use super::plan::{DaemonPlan, HttpPlan, LogFormat, LogPlan};
+use super::reader::{Report, Section};
+use super::values::{Bytes, ListenOrOff, Whole};
+
+const DEFAULT_HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9822);
+
+pub(super) fn read_http(mut section: Section, report: &mut Report) -> Option<HttpPlan> {
+    let ListenOrOff(listen) = section.get_or("listen", ListenOrOff(Some(DEFAULT_HTTP)), report);
+    let allow_remote_status = section.get_or("allow_remote_status", false, report);
+    section.finish(report);
+    Some(HttpPlan { listen, allow_remote_status })
+}
+
+pub(super) fn read_log(mut section: Section, report: &mut Report) -> Option<LogPlan> {
+    let format = section.get_or("format", LogFormat::Auto, report);
+    let level = section.get_or("level", "info".to_owned(), report);
+    section.finish(report);
+    Some(LogPlan { format, level })
+}
+
+pub(super) fn read_daemon(mut section: Section, report: &mut Report) -> Option<DaemonPlan> {
+    let default_dir =
+        report.state_directory.clone().unwrap_or_else(|| PathBuf::from("/var/lib/tunnelkeeper"));
+    let cores = available_parallelism().map_or(1, |cores| i64::try_from(cores.get()).unwrap_or(1));
+    let state_dir = section.get_or("state_dir", default_dir, report);
+    let generate_keys = section.get_or("generate_keys", true, report);
+    let drain_timeout = section.get_or("drain_timeout", Duration::from_secs(30), report);
+    let threads: Whole<1, 256> = section.get_or("threads", Whole(cores.clamp(1, 256)), report);
+    let Bytes(buffer_memory) = section.get_or("buffer_memory", Bytes(256 << 20), report);
+    if buffer_memory < 1 << 20 {
+        report.problem(
+            &section,
+            "buffer_memory",
+            "is too little to forward anything: write at least \"1MiB\"",
+        );
+    }
+    section.finish(report);
+    Some(DaemonPlan { state_dir, generate_keys, drain_timeout, threads: threads.size(), buffer_memory })
+}

@@ -1,0 +1,176 @@
+//! Reads `[databases.NAME]`: the kind's defaults, the forward and the probe.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::bastion::read_positive;
+use super::plan::{
+    DatabasePlan, ForwardPlan, Kind, LoginPlan, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan,
+};
+use super::reader::{Report, Section};
+use super::values::{BastionName, Host, ListenAddress, Port, Whole};
+use crate::ids::{HostPort, Name};
+use crate::secret::SecretSource;
+
+const RDS_BUNDLE: &str = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem";
+
+/// Services that speak PostgreSQL's protocol but bill or wake by the query: a default made for PostgreSQL would
+/// cost their users money, so they are refused rather than guessed at.
+const UNSUPPORTED_HOSTS: [(&str, &str); 4] = [
+    (".redshift.amazonaws.com", "Amazon Redshift"),
+    (".redshift-serverless.amazonaws.com", "Amazon Redshift Serverless"),
+    ("databricks.com", "Databricks Lakebase"),
+    ("azuredatabricks.net", "Databricks Lakebase"),
+];
+
+pub(super) fn read(
+    name: Name,
+    mut section: Section,
+    bastions: &[Name],
+    report: &mut Report,
+) -> Option<Arc<DatabasePlan>> {
+    let bastion = read_bastion(&mut section, bastions, report);
+    let host: Option<Host> = section.require("host", report);
+    let kind = read_kind(&mut section, host.as_ref().map_or("", |host| &host.0), report);
+    let port: Port = section.get_or("port", Whole(5432), report);
+    let forward = read_forward(&mut section, report);
+    let login = read_login(&mut section, report);
+    let tls = read_tls(kind, &mut section, report);
+    let host = host?.0;
+    let probe = read_probe(kind, &host, login, tls, &mut section, report);
+    section.finish(report);
+    Some(Arc::new(DatabasePlan {
+        name,
+        bastion: bastion?,
+        kind,
+        target: HostPort::new(&host, port.port()),
+        forward: forward?,
+        probe,
+    }))
+}
+
+fn read_bastion(section: &mut Section, bastions: &[Name], report: &mut Report) -> Option<Name> {
+    let BastionName(name) = section.require("bastion", report)?;
+    if bastions.contains(&name) {
+        return Some(name);
+    }
+    let known: Vec<&str> = bastions.iter().map(Name::as_str).collect();
+    let known =
+        if known.is_empty() { "there is none".to_owned() } else { format!("known are {}", known.join(", ")) };
+    report.problem(section, "bastion", format!("there is no [bastions.{name}]: {known}"));
+    None
+}
+
+fn read_kind(section: &mut Section, host: &str, report: &mut Report) -> Kind {
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let is_rds = host.ends_with(".rds.amazonaws.com") || host.ends_with(".rds.amazonaws.com.cn");
+    let inferred = if is_rds { Kind::Rds } else { Kind::Postgres };
+    let unsupported = UNSUPPORTED_HOSTS.iter().find(|(suffix, _)| host.ends_with(suffix));
+    if let Some((_, service)) = unsupported
+        && !section.has("kind")
+    {
+        let text =
+            format!("is {service}, which this version cannot probe without cost: it is not supported yet");
+        report.problem(section, "host", text);
+    }
+    section.get_or("kind", inferred, report)
+}
+
+fn read_forward(section: &mut Section, report: &mut Report) -> Option<ForwardPlan> {
+    let listen: Option<Vec<ListenAddress>> = section.require("listen", report);
+    let allow_remote_clients = section.get_or("allow_remote_clients", false, report);
+    let listen: Option<Vec<_>> =
+        listen.map(|list| list.into_iter().map(|ListenAddress(address)| address).collect());
+    let remote = listen.iter().flatten().find(|address| !address.ip().is_loopback());
+    if let (Some(address), false) = (remote, allow_remote_clients) {
+        let text = format!(
+            "{address} can be reached from other machines: listen on 127.0.0.1, or write allow_remote_clients = true"
+        );
+        report.problem(section, "listen", text);
+    }
+    let mut hold = section.section("hold", report);
+    let hold_timeout = hold.get_or("timeout", Duration::from_secs(30), report);
+    let hold_max: Whole<0, 1_000_000> = hold.get_or("max", Whole(500), report);
+    hold.finish(report);
+    let max_clients: Whole<1, 1_000_000> = section.get_or("max_clients", Whole(1000), report);
+    let idle_timeout: Option<Duration> = section.get("idle_timeout", report);
+    if idle_timeout == Some(Duration::ZERO) {
+        report.problem(section, "idle_timeout", "must be longer than nothing: leave it out for no limit");
+    }
+    let stall_timeout = read_positive(section, "stall_timeout", Duration::from_secs(60), report);
+    Some(ForwardPlan {
+        listen: listen?,
+        hold_timeout,
+        hold_max: hold_max.size(),
+        max_clients: max_clients.size(),
+        idle_timeout,
+        stall_timeout,
+    })
+}
+
+fn read_login(section: &mut Section, report: &mut Report) -> Option<LoginPlan> {
+    let user: Option<String> = section.get("user", report);
+    let password: Option<SecretSource> = section.get("password", report);
+    let database: Option<String> = section.get("database", report);
+    if user.is_none() {
+        for key in ["password", "database"] {
+            if section.has(key) && !section.has("user") {
+                report.problem(section, key, "is of no use without `user`: the probe logs in only with both");
+            }
+        }
+    }
+    Some(LoginPlan { user: user?, password, database })
+}
+
+fn read_tls(kind: Kind, section: &mut Section, report: &mut Report) -> TlsPlan {
+    let mut tls = section.section("tls", report);
+    let default = match kind {
+        Kind::Postgres => TlsMode::Prefer,
+        Kind::Rds if tls.has("ca") => TlsMode::VerifyFull,
+        Kind::Rds => TlsMode::Require,
+    };
+    let mode = tls.get_or("mode", default, report);
+    let ca = tls.get("ca", report);
+    let allow_unverified = tls.get_or("allow_unverified", false, report);
+    if ca.is_some() && !mode.verifies() {
+        report.problem(&tls, "ca", "is of no use with this tls.mode: write mode = \"verify-full\"");
+    }
+    if kind == Kind::Rds && !tls.has("mode") && !tls.has("ca") {
+        let text = format!("the probe does not verify this database: fetch {RDS_BUNDLE} and name it here");
+        report.note(&tls, "ca", text);
+    }
+    tls.finish(report);
+    TlsPlan { mode, ca, allow_unverified }
+}
+
+fn read_probe(
+    kind: Kind,
+    host: &str,
+    login: Option<LoginPlan>,
+    tls: TlsPlan,
+    section: &mut Section,
+    report: &mut Report,
+) -> ProbePlan {
+    let mut probe = section.section("probe", report);
+    let default_level = if login.is_some() { ProbeLevel::Query } else { ProbeLevel::Tls };
+    let level = probe.get_or("level", default_level, report);
+    if level >= ProbeLevel::Login && login.is_none() {
+        report.problem(&probe, "level", "needs the database's `user` (and mostly `password`) to log in with");
+    }
+    // An Aurora cluster may be set to scale to zero, which a probe that always runs would prevent.
+    let may_sleep = kind == Kind::Rds && host.contains(".cluster-");
+    let default_when = if may_sleep { ProbeWhen::Active } else { ProbeWhen::Always };
+    if may_sleep && !probe.has("when") {
+        let text = "this Aurora cluster is probed only while clients are active, since it may scale to zero: write \
+                    when = \"always\" if it does not";
+        report.note(&probe, "when", text);
+    }
+    let when = probe.get_or("when", default_when, report);
+    let interval = read_positive(&mut probe, "interval", Duration::from_secs(15), report);
+    let timeout = read_positive(&mut probe, "timeout", Duration::from_secs(5), report);
+    let failures: Whole<1, 100> = probe.get_or("failures", Whole(2), report);
+    let fresh_login = read_positive(&mut probe, "fresh_login", Duration::from_secs(600), report);
+    let query = probe.get_or("query", "SELECT 1".to_owned(), report);
+    probe.finish(report);
+    ProbePlan { level, when, interval, timeout, failures: failures.count(), fresh_login, query, login, tls }
+}

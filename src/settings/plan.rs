@@ -1,0 +1,345 @@
+//! What the daemon shall do, in checked and typed form. Each unit gets its slice of it, never the whole.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::reader::Report;
+use super::{Note, Problem};
+use crate::backoff::Bounds;
+use crate::host_keys::Fingerprint;
+use crate::ids::{HostPort, Name};
+use crate::placement::PoolBounds;
+use crate::secret::SecretSource;
+
+/// The whole configuration.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// `[http]`
+    pub http: HttpPlan,
+    /// `[log]`
+    pub log: LogPlan,
+    /// `[daemon]`
+    pub daemon: DaemonPlan,
+    /// `[bastions.*]`, in the order of their names.
+    pub bastions: Vec<Arc<BastionPlan>>,
+    /// `[databases.*]`, in the order of their names; each one's bastion is among `bastions`.
+    pub databases: Vec<Arc<DatabasePlan>>,
+}
+
+/// Where the daemon answers HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpPlan {
+    /// Nowhere if none.
+    pub listen: Option<SocketAddr>,
+    /// Serve the status page and the API on an address that is not loopback.
+    pub allow_remote_status: bool,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// One line for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+super::values::words!(LogFormat { "auto" => Self::Auto, "text" => Self::Text, "json" => Self::Json });
+
+/// What is logged and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogPlan {
+    /// How lines look.
+    pub format: LogFormat,
+    /// A tracing filter, such as `info` or `tunnelkeeper=debug`.
+    pub level: String,
+}
+
+/// The daemon's own limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonPlan {
+    /// Generated keys.
+    pub state_dir: PathBuf,
+    /// Make a bastion's missing default key.
+    pub generate_keys: bool,
+    /// How long clients may finish after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Data-plane threads, at least 1.
+    pub threads: usize,
+    /// Bound on all bytes held for clients that do not read.
+    pub buffer_memory: usize,
+}
+
+/// A bastion and how to keep a tunnel to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BastionPlan {
+    /// Its name in the configuration.
+    pub name: Name,
+    /// Where its sshd listens.
+    pub at: HostPort,
+    /// The account there.
+    pub user: String,
+    /// The private keys to log in with.
+    pub identity: IdentityPlan,
+    /// Opens encrypted private keys.
+    pub passphrase: Option<SecretSource>,
+    /// Where trust in its host key comes from.
+    pub trust: TrustPlan,
+    /// Ping after so long a silence; shorter than `keepalive_timeout`.
+    pub keepalive_interval: Duration,
+    /// So long a silence ends a session.
+    pub keepalive_timeout: Duration,
+    /// Name look-up to authenticated.
+    pub connect_timeout: Duration,
+    /// The bastion's answer to a channel open.
+    pub open_timeout: Duration,
+    /// How many sessions.
+    pub pool: PoolBounds,
+    /// The pace of attempts.
+    pub reconnect: Bounds,
+}
+
+/// The private keys of a bastion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdentityPlan {
+    /// The files that the configuration names, at least one.
+    Files(Vec<PathBuf>),
+    /// The daemon's own key for this bastion.
+    Own {
+        /// Where it is.
+        path: PathBuf,
+        /// Make it when it is missing.
+        generate: bool,
+    },
+}
+
+/// Where trust in a host key comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TrustPlan {
+    /// Only keys with these fingerprints.
+    Pins(Vec<Fingerprint>),
+    /// known_hosts files, read at each dial. A file of `Defaults` need not exist.
+    Files(Vec<PathBuf>),
+    /// The files used where the configuration names none.
+    Defaults(Vec<PathBuf>),
+}
+
+/// The kind of a database: it decides defaults only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// PostgreSQL anywhere.
+    Postgres,
+    /// Amazon RDS and Aurora.
+    Rds,
+}
+
+super::values::words!(Kind { "postgres" => Self::Postgres, "rds" => Self::Rds });
+
+impl Kind {
+    /// The word used in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Rds => "rds",
+        }
+    }
+}
+
+/// A database and its forward.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabasePlan {
+    /// Its name in the configuration.
+    pub name: Name,
+    /// The bastion it is reached through.
+    pub bastion: Name,
+    /// Its kind.
+    pub kind: Kind,
+    /// Where it is, as its bastion resolves it.
+    pub target: HostPort,
+    /// How clients are served.
+    pub forward: ForwardPlan,
+    /// How its health is checked.
+    pub probe: ProbePlan,
+}
+
+/// How clients of a database are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardPlan {
+    /// Local addresses, at least one.
+    pub listen: Vec<SocketAddr>,
+    /// How long a client is held; zero = it is answered at once.
+    pub hold_timeout: Duration,
+    /// How many are held at a time.
+    pub hold_max: usize,
+    /// How many clients at a time, held ones included.
+    pub max_clients: usize,
+    /// End a client without traffic.
+    pub idle_timeout: Option<Duration>,
+    /// End a client that has not read for so long while it blocks others.
+    pub stall_timeout: Duration,
+}
+
+/// How far a probe goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProbeLevel {
+    /// No probe.
+    Off,
+    /// The bastion connects to the database.
+    Connect,
+    /// And TLS is agreed on.
+    Tls,
+    /// And the probe's user logs in.
+    Login,
+    /// And a query is answered.
+    Query,
+}
+
+super::values::words!(ProbeLevel {
+    "off" => Self::Off,
+    "connect" => Self::Connect,
+    "tls" => Self::Tls,
+    "login" => Self::Login,
+    "query" => Self::Query,
+});
+
+impl ProbeLevel {
+    /// The word used in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Login => "login",
+            Self::Query => "query",
+        }
+    }
+}
+
+/// When a probe is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeWhen {
+    /// At every interval.
+    Always,
+    /// Only while clients move bytes: the database is awake then anyway.
+    Active,
+}
+
+super::values::words!(ProbeWhen { "always" => Self::Always, "active" => Self::Active });
+
+/// How a database's health is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbePlan {
+    /// How far it goes.
+    pub level: ProbeLevel,
+    /// When it is made.
+    pub when: ProbeWhen,
+    /// The time between probes.
+    pub interval: Duration,
+    /// The bound on each phase.
+    pub timeout: Duration,
+    /// Failures in a row for the verdict "down".
+    pub failures: u32,
+    /// How often it logs in anew, since a kept connection does not notice what only logins meet.
+    pub fresh_login: Duration,
+    /// What it asks.
+    pub query: String,
+    /// Who it logs in as; needed for the levels above `tls`.
+    pub login: Option<LoginPlan>,
+    /// How it encrypts.
+    pub tls: TlsPlan,
+}
+
+/// The probe's login.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoginPlan {
+    /// The database's user.
+    pub user: String,
+    /// Needed unless the database trusts the bastion.
+    pub password: Option<SecretSource>,
+    /// The database's own default (the user's name) if none.
+    pub database: Option<String>,
+}
+
+/// How much TLS proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    /// No TLS.
+    Disable,
+    /// TLS if the server has it, unverified; a password is never sent in clear.
+    Prefer,
+    /// TLS, unverified.
+    Require,
+    /// The certificate's issuer is verified.
+    VerifyCa,
+    /// Issuer and name are verified.
+    VerifyFull,
+}
+
+super::values::words!(TlsMode {
+    "disable" => Self::Disable,
+    "prefer" => Self::Prefer,
+    "require" => Self::Require,
+    "verify-ca" => Self::VerifyCa,
+    "verify-full" => Self::VerifyFull,
+});
+
+impl TlsMode {
+    /// Whether the server's identity is proved.
+    #[must_use]
+    pub fn verifies(self) -> bool {
+        matches!(self, Self::VerifyCa | Self::VerifyFull)
+    }
+}
+
+/// How the probe encrypts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsPlan {
+    /// How much is proved.
+    pub mode: TlsMode,
+    /// The roots to verify with; this machine's own if none.
+    pub ca: Option<PathBuf>,
+    /// Send a clear-text password though the server's identity is not proved.
+    pub allow_unverified: bool,
+}
+
+impl Plan {
+    /// Checks what no section can check by itself.
+    pub(super) fn check_together(&self, report: &mut Report) {
+        if self.databases.is_empty() {
+            report.problems.push(Problem {
+                source: String::new(),
+                key: "databases".to_owned(),
+                text: "there is nothing to do: describe at least one bastion as [bastions.NAME] and one database \
+                       as [databases.NAME]"
+                    .to_owned(),
+            });
+        }
+        let mut taken: BTreeMap<SocketAddr, String> = BTreeMap::new();
+        let http = self.http.listen.map(|address| (address, "http.listen".to_owned()));
+        let forwards = self.databases.iter().flat_map(|database| {
+            let key = format!("databases.{}.listen", database.name);
+            database.forward.listen.iter().map(move |address| (*address, key.clone()))
+        });
+        for (address, key) in http.into_iter().chain(forwards).filter(|(address, _)| address.port() != 0) {
+            if let Some(other) = taken.insert(address, key.clone()) {
+                let text = format!("{address} is taken by {other} already");
+                report.problems.push(Problem { source: String::new(), key, text });
+            }
+        }
+        for bastion in &self.bastions {
+            if !self.databases.iter().any(|database| database.bastion == bastion.name) {
+                report.notes.push(Note {
+                    key: format!("bastions.{}", bastion.name),
+                    text: "no database is behind this bastion".to_owned(),
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,331 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::plan::{IdentityPlan, Kind, ProbeLevel, ProbeWhen, TlsMode, TrustPlan};
+use super::*;
+use crate::secret::SecretSource;
+
+const SMALLEST: &str = r#"
+[bastions.prod]
+host = "bastion.example.com"
+user = "tunnelkeeper"
+
+[databases.analytics]
+bastion = "prod"
+host = "analytics.internal"
+listen = "127.0.0.1:15432"
+database = "analytics"
+user = "tunnelkeeper_probe"
+password = { env = "ANALYTICS_PASSWORD" }
+"#;
+
+struct Case {
+    dir: tempfile::TempDir,
+    surroundings: Surroundings,
+}
+
+impl Case {
+    fn new(main: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let uid =
+            fs::metadata(dir.path()).map(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata)).unwrap();
+        let path = dir.path().join("tunnelkeeper.toml");
+        let surroundings = Surroundings { variables: BTreeMap::new(), uid, config_option: Some(path) };
+        let case = Self { dir, surroundings };
+        case.write("tunnelkeeper.toml", main);
+        case
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        self.chmod(name, 0o600);
+    }
+
+    fn chmod(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.surroundings.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    fn load(&self) -> Settings {
+        load(&self.surroundings).unwrap_or_else(|problems| panic!("{problems:#?}"))
+    }
+
+    /// The problems as text, without the name of the temporary directory.
+    fn problems(&self) -> Vec<String> {
+        let dir = format!("{}/", self.dir.path().display());
+        let problems = load(&self.surroundings).expect_err("the configuration was accepted");
+        problems.iter().map(|problem| problem.to_string().replace(&dir, "")).collect()
+    }
+}
+
+#[test]
+fn the_smallest_file_gets_every_default() {
+    let case = Case::new(SMALLEST).env("HOME", "/home/me").env("STATE_DIRECTORY", "/var/lib/tk:/other");
+    let settings = case.load();
+    let bastion = &settings.plan.bastions[0];
+    assert_eq!(bastion.at.to_string(), "bastion.example.com:22");
+    assert_eq!(bastion.identity, IdentityPlan::Own { path: "/var/lib/tk/keys/prod".into(), generate: true });
+    let files = ["/etc/tunnelkeeper/known_hosts", "/var/lib/tk/known_hosts", "/home/me/.ssh/known_hosts"];
+    assert_eq!(bastion.trust, TrustPlan::Defaults(files.iter().map(PathBuf::from).collect()));
+    assert_eq!((bastion.keepalive_interval.as_secs(), bastion.keepalive_timeout.as_secs()), (30, 300));
+    assert_eq!((bastion.pool.min, bastion.pool.max), (1, 4));
+    let database = &settings.plan.databases[0];
+    assert_eq!(
+        (database.kind, database.target.to_string().as_str()),
+        (Kind::Postgres, "analytics.internal:5432")
+    );
+    assert_eq!(database.forward.hold_timeout, Duration::from_secs(30));
+    assert_eq!((database.forward.hold_max, database.forward.max_clients), (500, 1000));
+    assert_eq!((database.probe.level, database.probe.when), (ProbeLevel::Query, ProbeWhen::Always));
+    assert_eq!(database.probe.tls.mode, TlsMode::Prefer);
+    assert_eq!(settings.plan.http.listen.unwrap().to_string(), "127.0.0.1:9822");
+    assert!(settings.notes.is_empty(), "{:?}", settings.notes);
+}
+
+#[test]
+fn every_problem_is_reported_at_once_with_its_place() {
+    let case = Case::new(
+        r#"
+        frobnicate = 1
+        [http]
+        listen = "localhost:9822"
+        [bastions.Prod]
+        host = "b"
+        [bastions.prod]
+        hots = "bastion"
+        port = 70000
+        user = ""
+        keepalive_timeout = "30s"
+        sessions = { min = 5, max = 4 }
+        host_key = "MD5:aa"
+        [databases.prod]
+        bastion = "pord"
+        host = "db:5432"
+        listen = "0.0.0.0:15432"
+        hold = { timeout = "30" }
+        probe = { level = "login", frequency = "1s" }
+        password = "x"
+        "#,
+    );
+    let expected = [
+        "bastions.Prod: \"Prod\" is not a usable name",
+        "frobnicate: unknown key: known are http, log, daemon, bastions, databases",
+        "http.listen: \"localhost:9822\" names a host: write the address, \"127.0.0.1:9822\"",
+        "databases.prod: a bastion is named \"prod\" too",
+        "bastions.prod.host: is missing",
+        "bastions.prod.port: is 70000: write a whole number from 1 to 65535",
+        "bastions.prod.user: is empty",
+        "bastions.prod.keepalive_timeout: must be longer than keepalive_interval (30s)",
+        "bastions.prod.sessions.min: is above sessions.max (4)",
+        "bastions.prod.host_key: \"MD5:aa\" is not a fingerprint",
+        "bastions.prod.hots: unknown key: did you mean \"host\"?",
+        "databases.prod.bastion: there is no [bastions.pord]: known are prod",
+        "databases.prod.host: \"db:5432\" is not a host: write the port in the key `port`",
+        "databases.prod.listen: 0.0.0.0:15432 can be reached from other machines",
+        "databases.prod.hold.timeout: \"30\" is not a duration: write for example \"30s\"",
+        "databases.prod.password: is of no use without `user`",
+    ];
+    let problems = case.problems();
+    for text in expected {
+        let full = format!("tunnelkeeper.toml: {text}");
+        assert!(problems.iter().any(|problem| problem.starts_with(&full)), "{full}\nnot in {problems:#?}");
+    }
+    assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+}
+
+#[test]
+fn the_probe_is_checked_too() {
+    let case = Case::new(&format!(
+        "{SMALLEST}\ntls = {{ mode = \"require\", ca = \"x.pem\" }}\nprobe = {{ level = \"logn\", interval = \"0s\", when = 3 }}"
+    ));
+    let problems = case.problems();
+    assert_eq!(problems.len(), 4, "{problems:#?}");
+    assert!(problems.iter().any(|p| p.contains("probe.level: \"logn\" is not one of \"off\", \"connect\"")));
+}
+
+#[test]
+fn conf_d_and_the_environment_are_laid_over_the_file() {
+    let case = Case::new("[bastions.prod]\nhost = \"b\"\nuser = \"u\"\n[log]\nlevel = \"warn\"\n")
+        .env("TUNNELKEEPER__HTTP__LISTEN", "off")
+        .env("TUNNELKEEPER__BASTIONS__PROD__PORT", "2222")
+        .env("TUNNELKEEPER__DATABASES__ONE__PASSWORD", "007")
+        .env("TUNNELKEEPER__DAEMON__GENERATE_KEYS", "false")
+        .env("TUNNELKEEPER_URL", "http://ignored");
+    let database = "bastion = \"prod\"\nhost = \"d\"\nuser = \"probe\"\n";
+    case.write(
+        "conf.d/2.toml",
+        &format!("[log]\nlevel = \"debug\"\n[databases.two]\n{database}listen = \"127.0.0.1:2\"\n"),
+    );
+    case.write(
+        "conf.d/1.toml",
+        &format!(
+            "[log]\nlevel = \"info\"\n[databases.one]\n{database}listen = [\"127.0.0.1:1\", \"[::1]:1\"]\n"
+        ),
+    );
+    case.write("conf.d/notes.txt", "not read");
+    let settings = case.load();
+    assert_eq!(settings.plan.log.level, "debug");
+    assert_eq!(settings.plan.http.listen, None);
+    assert_eq!(settings.plan.bastions[0].at.port, 2222);
+    assert!(!settings.plan.daemon.generate_keys);
+    assert_eq!(settings.plan.databases[0].forward.listen.len(), 2);
+    let login = settings.plan.databases[0].probe.login.as_ref().unwrap();
+    assert!(
+        matches!(login.password.as_ref().unwrap(), SecretSource::Plain(secret) if secret.expose() == "007")
+    );
+    let source = |key: &str| {
+        let found = settings.effective.iter().find(|effective| effective.key == key);
+        found
+            .map(|effective| {
+                (effective.value.clone(), effective.source.rsplit('/').next().unwrap().to_owned())
+            })
+            .unwrap()
+    };
+    let expect = |value: &str, from: &str| (value.to_owned(), from.to_owned());
+    assert_eq!(source("log.level"), expect("\"debug\"", "2.toml"));
+    assert_eq!(source("http.listen"), expect("\"off\"", "the environment"));
+    assert_eq!(source("bastions.prod.port"), expect("2222", "the environment"));
+    assert_eq!(source("bastions.prod.connect_timeout"), expect("\"15s\"", "default"));
+    assert_eq!(source("databases.one.password"), expect("\"(masked)\"", "the environment"));
+}
+
+#[test]
+fn unknown_keys_of_the_environment_are_refused_too() {
+    let case = Case::new(SMALLEST).env("TUNNELKEEPER__HTTP__LISTN", "off");
+    assert_eq!(case.problems(), ["the environment: http.listn: unknown key: did you mean \"listen\"?"]);
+}
+
+#[test]
+fn two_definitions_and_broken_files_are_named() {
+    let case = Case::new(SMALLEST);
+    case.write("conf.d/a.toml", "[databases.analytics]\nport = 1\n");
+    case.write("conf.d/b.toml", "[databases.other\npassword = \"hunter2\"\n");
+    let problems = case.problems();
+    assert_eq!(problems[0], "conf.d/a.toml: databases.analytics: is defined in tunnelkeeper.toml already");
+    assert!(
+        problems[1].starts_with("conf.d/b.toml: is not TOML: TOML parse error at line 1, column"),
+        "{problems:?}"
+    );
+    assert!(!problems.join("").contains("hunter2"));
+}
+
+#[test]
+fn files_that_others_can_write_are_refused() {
+    let case = Case::new(SMALLEST);
+    case.write("conf.d/a.toml", "");
+    case.chmod("tunnelkeeper.toml", 0o606);
+    case.chmod("conf.d", 0o777);
+    assert_eq!(
+        case.problems(),
+        [
+            "conf.d: can be written by others (mode 0777): chmod o-w it",
+            "tunnelkeeper.toml: can be written by others (mode 0606): chmod o-w it"
+        ]
+    );
+}
+
+#[test]
+fn files_of_another_user_are_refused() {
+    let mut case = Case::new(SMALLEST);
+    if case.surroundings.uid == 0 {
+        // Root's own files are fine for anyone, so root gives one away.
+        std::os::unix::fs::chown(case.dir.path().join("tunnelkeeper.toml"), Some(12345), None).unwrap();
+    } else {
+        case.surroundings.uid += 1;
+    }
+    let problems = case.problems();
+    assert!(problems[0].contains("it must belong to root or to the daemon's user"), "{problems:?}");
+}
+
+#[test]
+fn a_plain_secret_needs_files_that_others_cannot_read() {
+    let plain = SMALLEST.replace("{ env = \"ANALYTICS_PASSWORD\" }", "\"hunter2\"");
+    let case = Case::new(&plain);
+    case.write("conf.d/a.toml", "");
+    assert!(!format!("{:?}", case.load().effective).contains("hunter2"));
+    case.chmod("conf.d/a.toml", 0o644);
+    let problems = case.problems();
+    assert!(problems[0].contains("conf.d/a.toml can be read by others: chmod o-r it"), "{problems:?}");
+    assert!(!problems.join("").contains("hunter2"));
+}
+
+#[test]
+fn secrets_name_exactly_one_source() {
+    for (value, expected) in [
+        ("{ env = \"A\", file = \"b\" }", "must name exactly one source"),
+        ("{}", "must name exactly one source"),
+        ("{ vault = \"x\" }", "has the unknown source \"vault\""),
+        ("{ command = [] }", "is an empty list"),
+        ("{ credential = \"../x\" }", "is not the name of a credential"),
+        ("5", "is a number: write { env"),
+    ] {
+        let case = Case::new(&SMALLEST.replace("{ env = \"ANALYTICS_PASSWORD\" }", value));
+        let problems = case.problems();
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{value}: {problems:?}");
+    }
+}
+
+#[test]
+fn paths_are_relative_to_the_file_that_names_them() {
+    let text =
+        SMALLEST.replace("user = \"tunnelkeeper\"", "user = \"u\"\nidentity = [\"keys/a\", \"~/b\", \"/c\"]");
+    let case = Case::new(&text).env("HOME", "/home/me");
+    let here = case.dir.path();
+    let expected = vec![here.join("keys/a"), Path::new("/home/me/b").to_owned(), Path::new("/c").to_owned()];
+    assert_eq!(case.load().plan.bastions[0].identity, IdentityPlan::Files(expected));
+}
+
+#[test]
+fn kinds_come_from_the_host() {
+    let with_host = |host: &str, more: &str| {
+        Case::new(&format!("{}\n{more}", SMALLEST.replace("analytics.internal", host)))
+    };
+    let case = with_host("x.abc.eu-west-1.rds.amazonaws.com", "");
+    let settings = case.load();
+    let database = &settings.plan.databases[0];
+    assert_eq!((database.kind, database.probe.tls.mode), (Kind::Rds, TlsMode::Require));
+    assert!(settings.notes[0].text.contains("global-bundle.pem"), "{:?}", settings.notes);
+    let settings =
+        with_host("x.cluster-abc.eu-west-1.rds.amazonaws.com", "tls = { ca = \"rds.pem\" }").load();
+    let probe = &settings.plan.databases[0].probe;
+    assert_eq!((probe.when, probe.tls.mode), (ProbeWhen::Active, TlsMode::VerifyFull));
+    assert_eq!(settings.notes.len(), 1, "{:?}", settings.notes);
+    let problems = with_host("wg.123.eu-west-1.redshift-serverless.amazonaws.com", "").problems();
+    assert!(problems[0].contains("Amazon Redshift Serverless"), "{problems:?}");
+}
+
+#[test]
+fn without_a_user_the_probe_stops_at_tls() {
+    let text = "[bastions.b]\nhost = \"b\"\nuser = \"u\"\n[databases.d]\nbastion = \"b\"\nhost = \"d\"\nlisten = \"127.0.0.1:1\"\n";
+    assert_eq!(Case::new(text).load().plan.databases[0].probe.level, ProbeLevel::Tls);
+    let problems = Case::new(&format!("{text}probe = {{ level = \"query\" }}")).problems();
+    assert!(problems[0].contains("needs the database's `user`"), "{problems:?}");
+}
+
+#[test]
+fn an_address_is_used_once() {
+    let text = format!(
+        "{SMALLEST}\n[databases.two]\nbastion = \"prod\"\nhost = \"d\"\nlisten = \"127.0.0.1:15432\"\n"
+    );
+    let problems = Case::new(&text).problems();
+    assert_eq!(
+        problems,
+        ["databases.two.listen: 127.0.0.1:15432 is taken by databases.analytics.listen already"]
+    );
+}
+
+#[test]
+fn a_missing_file_says_how_to_go_on() {
+    let mut case = Case::new("");
+    case.surroundings.config_option = Some(case.dir.path().join("none.toml"));
+    let problems = case.problems();
+    assert!(problems[0].starts_with("none.toml: there is no such file: write it"), "{problems:?}");
+}

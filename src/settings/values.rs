@@ -1,0 +1,349 @@
+//! The kinds of values a key may have: how each is read from TOML or from an environment variable, and shown.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use config::ValueKind;
+
+use super::reader::Given;
+use crate::host_keys::Fingerprint;
+use crate::ids::{Name, check_host};
+use crate::secret::{Secret, SecretSource};
+
+/// A value that a key may have.
+pub(super) trait Setting: Sized {
+    /// Reads it, or says in one sentence what is wrong with it.
+    fn read(given: &Given<'_>) -> Result<Self, String>;
+    /// Shows it as TOML.
+    fn show(&self) -> String;
+}
+
+fn kind_of(kind: &ValueKind) -> &'static str {
+    match kind {
+        ValueKind::Nil => "nothing",
+        ValueKind::Boolean(_) => "true or false",
+        ValueKind::I64(_) | ValueKind::I128(_) | ValueKind::U64(_) | ValueKind::U128(_) => "a number",
+        ValueKind::Float(_) => "a fraction",
+        ValueKind::String(_) => "text",
+        ValueKind::Table(_) => "a table",
+        ValueKind::Array(_) => "a list",
+    }
+}
+
+fn text<'a>(given: &'a Given<'_>, expected: &str) -> Result<&'a str, String> {
+    match &given.value.kind {
+        ValueKind::String(text) => Ok(text),
+        other => Err(format!("is {}: write {expected} in quotes", kind_of(other))),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}
+
+impl Setting for String {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        let text = text(given, "text")?;
+        if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
+    }
+    fn show(&self) -> String {
+        quoted(self)
+    }
+}
+
+impl Setting for bool {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        match &given.value.kind {
+            ValueKind::Boolean(value) => Ok(*value),
+            ValueKind::String(text) if given.is_from_environment() && text == "true" => Ok(true),
+            ValueKind::String(text) if given.is_from_environment() && text == "false" => Ok(false),
+            other => Err(format!("is {}: write true or false", kind_of(other))),
+        }
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// A whole number within bounds.
+#[derive(Clone, Copy)]
+pub(super) struct Whole<const MIN: i64, const MAX: i64>(pub(super) i64);
+
+impl<const MIN: i64, const MAX: i64> Whole<MIN, MAX> {
+    /// The number as a size; bounds are never negative.
+    pub(super) fn size(self) -> usize {
+        usize::try_from(self.0).unwrap_or_default()
+    }
+    pub(super) fn port(self) -> u16 {
+        u16::try_from(self.0).unwrap_or_default()
+    }
+    pub(super) fn count(self) -> u32 {
+        u32::try_from(self.0).unwrap_or_default()
+    }
+}
+
+impl<const MIN: i64, const MAX: i64> Setting for Whole<MIN, MAX> {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        let number = match &given.value.kind {
+            ValueKind::I64(number) => Some(*number),
+            ValueKind::String(text) if given.is_from_environment() => text.trim().parse().ok(),
+            _ => None,
+        };
+        match number {
+            Some(number) if (MIN..=MAX).contains(&number) => Ok(Self(number)),
+            Some(number) => Err(format!("is {number}: write a whole number from {MIN} to {MAX}")),
+            None => {
+                Err(format!("is {}: write a whole number from {MIN} to {MAX}", kind_of(&given.value.kind)))
+            }
+        }
+    }
+    fn show(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+/// A TCP port.
+pub(super) type Port = Whole<1, 65535>;
+
+impl Setting for Duration {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        let text = text(given, "a duration such as \"30s\" or \"5m\"")?;
+        match humantime::parse_duration(text) {
+            Ok(duration) if duration <= Self::from_secs(366 * 24 * 3600) => Ok(duration),
+            Ok(_) => Err(format!("\"{text}\" is longer than a year")),
+            Err(_) => Err(format!(
+                "\"{}\" is not a duration: write for example \"30s\" or \"5m\"",
+                text.escape_debug()
+            )),
+        }
+    }
+    fn show(&self) -> String {
+        quoted(&show_duration(*self))
+    }
+}
+
+/// A duration as it would be written in the configuration, in its largest whole unit.
+#[must_use]
+pub fn show_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    match millis {
+        0 => "0s".to_owned(),
+        _ if !millis.is_multiple_of(1000) => format!("{millis}ms"),
+        _ if !millis.is_multiple_of(60_000) => format!("{}s", millis / 1000),
+        _ if !millis.is_multiple_of(3_600_000) => format!("{}m", millis / 60_000),
+        _ => format!("{}h", millis / 3_600_000),
+    }
+}
+
+/// An amount of memory.
+#[derive(Clone, Copy)]
+pub(super) struct Bytes(pub(super) usize);
+
+const UNITS: [(&str, usize); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+
+impl Setting for Bytes {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        let text = text(given, "an amount such as \"256MiB\"")?;
+        let parsed = UNITS.iter().find_map(|(unit, factor)| {
+            let number: usize = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            number.checked_mul(*factor)
+        });
+        parsed.map(Self).ok_or_else(|| {
+            format!("\"{}\" is not an amount of memory: write for example \"256MiB\"", text.escape_debug())
+        })
+    }
+    fn show(&self) -> String {
+        let unit = UNITS.iter().rev().find(|(_, factor)| self.0.is_multiple_of(*factor));
+        unit.map_or_else(
+            || self.0.to_string(),
+            |(unit, factor)| quoted(&format!("{}{unit}", self.0 / factor)),
+        )
+    }
+}
+
+/// A host name or an IP address.
+#[derive(Clone)]
+pub(super) struct Host(pub(super) String);
+
+impl Setting for Host {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        let text = text(given, "a host name or an IP address")?;
+        check_host(text).map(|()| Self(text.to_owned()))
+    }
+    fn show(&self) -> String {
+        quoted(&self.0)
+    }
+}
+
+/// The name of a bastion.
+#[derive(Clone)]
+pub(super) struct BastionName(pub(super) Name);
+
+impl Setting for BastionName {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        Name::parse(text(given, "the name of a bastion")?).map(Self)
+    }
+    fn show(&self) -> String {
+        quoted(self.0.as_str())
+    }
+}
+
+/// An address to listen on.
+#[derive(Clone, Copy)]
+pub(super) struct ListenAddress(pub(super) SocketAddr);
+
+impl Setting for ListenAddress {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        let text = text(given, "ADDRESS:PORT")?;
+        let by_name = text.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok());
+        match (text.parse(), by_name) {
+            (Ok(address), _) => Ok(Self(address)),
+            (Err(_), Some(port)) => Err(format!(
+                "\"{text}\" names a host: write the address, \"127.0.0.1:{port}\" or \"[::1]:{port}\""
+            )),
+            (Err(_), None) => Err(format!(
+                "\"{}\" is not an address to listen on: write ADDRESS:PORT, such as \"127.0.0.1:15432\"",
+                text.escape_debug()
+            )),
+        }
+    }
+    fn show(&self) -> String {
+        quoted(&self.0.to_string())
+    }
+}
+
+/// An address to listen on, or `"off"`.
+#[derive(Clone, Copy)]
+pub(super) struct ListenOrOff(pub(super) Option<SocketAddr>);
+
+impl Setting for ListenOrOff {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        if matches!(&given.value.kind, ValueKind::String(text) if text == "off") {
+            return Ok(Self(None));
+        }
+        ListenAddress::read(given).map(|ListenAddress(address)| Self(Some(address)))
+    }
+    fn show(&self) -> String {
+        self.0.map_or_else(|| quoted("off"), |address| quoted(&address.to_string()))
+    }
+}
+
+/// The path of a file.
+impl Setting for PathBuf {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        given.path(text(given, "the path of a file")?)
+    }
+    fn show(&self) -> String {
+        quoted(&self.display().to_string())
+    }
+}
+
+impl Setting for Fingerprint {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        Self::parse(text(given, "a fingerprint")?)
+    }
+    fn show(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+/// One value, or a list of at least one.
+impl<T: Setting> Setting for Vec<T> {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        match &given.value.kind {
+            ValueKind::Array(values) if values.is_empty() => Err("is an empty list".to_owned()),
+            ValueKind::Array(values) => values.iter().map(|value| T::read(&given.with(value))).collect(),
+            _ => T::read(given).map(|one| vec![one]),
+        }
+    }
+    fn show(&self) -> String {
+        let shown: Vec<String> = self.iter().map(T::show).collect();
+        match shown.as_slice() {
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
+        }
+    }
+}
+
+const SECRET_FORMS: &str = "{ env = \"VARIABLE\" }, { file = \"path\" }, { credential = \"name\" } or \
+                            { command = [\"program\", \"argument\"] }";
+
+impl Setting for SecretSource {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        match &given.value.kind {
+            ValueKind::String(_) => plain_secret(given),
+            ValueKind::Table(table) => {
+                let mut keys = table.iter();
+                let (Some((key, value)), None) = (keys.next(), keys.next()) else {
+                    return Err(format!("must name exactly one source: write {SECRET_FORMS}"));
+                };
+                let inner = given.with(value);
+                match key.as_str() {
+                    "env" => String::read(&inner).map(Self::Env),
+                    "file" => PathBuf::read(&inner).map(Self::File),
+                    "credential" => credential_name(&inner).map(Self::Credential),
+                    "command" => Vec::<String>::read(&inner).map(Self::Command),
+                    other => Err(format!(
+                        "has the unknown source \"{}\": write {SECRET_FORMS}",
+                        other.escape_debug()
+                    )),
+                }
+            }
+            other => Err(format!("is {}: write {SECRET_FORMS}", kind_of(other))),
+        }
+    }
+    fn show(&self) -> String {
+        match self {
+            Self::Env(variable) => format!("{{ env = {variable:?} }}"),
+            Self::File(path) => format!("{{ file = {:?} }}", path.display().to_string()),
+            Self::Credential(name) => format!("{{ credential = {name:?} }}"),
+            Self::Command(argv) => {
+                format!("{{ command = [{:?}, ...] }}", argv.first().map_or("", String::as_str))
+            }
+            Self::Plain(_) => quoted("(masked)"),
+        }
+    }
+}
+
+fn plain_secret(given: &Given<'_>) -> Result<SecretSource, String> {
+    let secret = Secret::new(String::read(given)?);
+    match given.readable_by_others() {
+        Some(file) if !given.is_from_environment() => Err(format!(
+            "is written in the configuration, but {} can be read by others: chmod o-r it, or write {SECRET_FORMS}",
+            file.display()
+        )),
+        _ => Ok(SecretSource::Plain(secret)),
+    }
+}
+
+fn credential_name(given: &Given<'_>) -> Result<String, String> {
+    let name = String::read(given)?;
+    if name.contains('/') || name.starts_with('.') {
+        return Err(format!("\"{}\" is not the name of a credential", name.escape_debug()));
+    }
+    Ok(name)
+}
+
+/// Lets a fieldless enum be a setting by its words.
+macro_rules! words {
+    ($type:ty { $($word:literal => $variant:path),* $(,)? }) => {
+        impl $crate::settings::values::Setting for $type {
+            fn read(given: &$crate::settings::reader::Given<'_>) -> Result<Self, String> {
+                let word = <String as $crate::settings::values::Setting>::read(given)?;
+                match word.as_str() {
+                    $($word => Ok($variant),)*
+                    other => Err(format!(
+                        "\"{}\" is not one of {}",
+                        other.escape_debug(),
+                        [$(concat!("\"", $word, "\"")),*].join(", ")
+                    )),
+                }
+            }
+            fn show(&self) -> String {
+                match self { $($variant => concat!("\"", $word, "\"").to_owned()),* }
+            }
+        }
+    };
+}
+pub(super) use words;

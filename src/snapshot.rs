@@ -1,0 +1,206 @@
+//! The state of everything at one moment: what `/api/v1/status` answers, the status page and the `status` command
+//! show, health checks look at and the gauges in `/metrics` are set from.
+//!
+//! These are the shapes of the JSON: a field may be added, none renamed or removed.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::state::Incident;
+
+/// A wall-clock time, RFC 3339 in UTC with milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp(pub SystemTime);
+
+impl Stamp {
+    /// Seconds since the epoch, as Prometheus counts.
+    #[must_use]
+    pub fn seconds(self) -> f64 {
+        self.0.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    }
+
+    /// How long ago it was, as seen at `now`.
+    #[must_use]
+    pub fn age(self, now: SystemTime) -> Duration {
+        now.duration_since(self.0).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Display for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", humantime::format_rfc3339_millis(self.0))
+    }
+}
+
+impl Serialize for Stamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Stamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_rfc3339(&text).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Everything at one moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// When it was taken.
+    pub at: Stamp,
+    /// The daemon itself.
+    pub daemon: Daemon,
+    /// Every bastion, in the order of their names.
+    pub bastions: Vec<Bastion>,
+    /// Every database, in the order of their names.
+    pub databases: Vec<Database>,
+}
+
+/// The daemon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Daemon {
+    pub version: String,
+    pub pid: u32,
+    pub started: Stamp,
+    /// The configuration is applied, all listeners are bound, and it is not draining.
+    pub ready: bool,
+    /// What keeps it from being ready, a line each.
+    pub not_ready_because: Vec<String>,
+}
+
+/// A bastion and the tunnel to it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Bastion {
+    pub name: String,
+    pub host: String,
+    pub port: u16,
+    pub user: String,
+    pub up: bool,
+    pub up_since: Option<Stamp>,
+    pub down_since: Option<Stamp>,
+    /// How long it has been up since the daemon started, in total.
+    pub uptime_seconds: f64,
+    /// How long gates of its sessions were shut, in total.
+    pub stalled_seconds: f64,
+    /// It refuses us and is asked only every few minutes; a person is needed.
+    pub refusing: bool,
+    pub next_attempt: Option<Stamp>,
+    pub last_failure: Option<Trouble>,
+    /// The key that it has to be told, while it rejects it.
+    pub public_key: Option<String>,
+    pub sessions: Vec<Session>,
+}
+
+/// One SSH session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Session {
+    pub id: u64,
+    /// `connecting`, `established`, `suspect` or `retiring`.
+    pub state: String,
+    pub since: Stamp,
+    pub address: Option<String>,
+    pub clients: usize,
+    pub round_trip_seconds: Option<f64>,
+    pub keepalives_unanswered: u32,
+    pub gate_open: bool,
+    pub backlog_bytes: usize,
+}
+
+/// A database and its forward.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Database {
+    pub name: String,
+    pub kind: String,
+    pub host: String,
+    pub port: u16,
+    /// In order of preference.
+    pub bastions: Vec<String>,
+    pub listen: Vec<String>,
+    /// A tunnel for it is up.
+    pub up: bool,
+    pub uptime_seconds: f64,
+    pub clients_active: usize,
+    pub clients_held: usize,
+    /// The last time a client could not be connected though the tunnel was up.
+    pub last_failure: Option<Trouble>,
+    pub probe: Probe,
+    pub clients: Vec<Client>,
+}
+
+/// What is known of a database's health.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Probe {
+    /// `off`, `connect`, `tls`, `login` or `query`.
+    pub level: String,
+    /// `up`, `down`, `unknown` or `not probed`.
+    pub verdict: String,
+    pub since: Option<Stamp>,
+    pub latency_seconds: Option<f64>,
+    pub last_success: Option<Stamp>,
+    pub last_failure: Option<Trouble>,
+}
+
+/// One client of a forward.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Client {
+    pub id: u64,
+    pub peer: String,
+    pub since: Stamp,
+    pub held: bool,
+    pub session: Option<u64>,
+    pub to_database_bytes: u64,
+    pub from_database_bytes: u64,
+}
+
+/// A failure, since when, and what to do about it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Trouble {
+    pub phase: String,
+    pub reason: String,
+    pub detail: String,
+    pub hint: String,
+    pub since: Stamp,
+    pub last: Stamp,
+}
+
+impl From<&Incident> for Trouble {
+    fn from(incident: &Incident) -> Self {
+        Self {
+            phase: incident.failure.cause.phase().as_str().to_owned(),
+            reason: incident.failure.cause.reason().to_owned(),
+            detail: incident.failure.detail().to_owned(),
+            hint: incident.failure.hint().to_owned(),
+            since: Stamp(incident.since.wall),
+            last: Stamp(incident.last.wall),
+        }
+    }
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}: {}", self.phase, self.reason, self.detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamps_survive_the_wire() {
+        let stamp = Stamp(UNIX_EPOCH + Duration::from_millis(1_700_000_000_123));
+        let json = serde_json::to_string(&stamp).unwrap();
+        assert_eq!(json, "\"2023-11-14T22:13:20.123Z\"");
+        assert_eq!(serde_json::from_str::<Stamp>(&json).unwrap(), stamp);
+    }
+}

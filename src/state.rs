@@ -1,0 +1,403 @@
+//! What the units say of themselves: the values that travel up through `watch` channels.
+//!
+//! A unit publishes a value when its state changes; figures that change with every packet are atomics behind an
+//! `Arc` inside that value. Nothing here decides anything; [`crate::board`] turns it into a [`crate::snapshot`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::failure::Failure;
+
+/// A point in time, for arithmetic (monotonic) and for people (wall clock).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// For measuring how long ago it was.
+    pub instant: Instant,
+    /// For showing when it was.
+    pub wall: SystemTime,
+}
+
+impl Moment {
+    /// The wall-clock time belonging to an instant that is now.
+    #[must_use]
+    pub fn at(instant: Instant) -> Self {
+        Self { instant, wall: SystemTime::now() }
+    }
+}
+
+/// A failure and when it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incident {
+    /// What failed.
+    pub failure: Failure,
+    /// When the failing began; repeated failures of one cause keep the first time.
+    pub since: Moment,
+    /// When it failed last.
+    pub last: Moment,
+}
+
+impl Incident {
+    /// Records a failure: one of the same cause continues the incident, any other begins a new one.
+    pub fn record(slot: &mut Option<Self>, failure: Failure, now: Moment) {
+        let since = match slot {
+            Some(incident) if incident.failure.cause == failure.cause => incident.since,
+            _ => now,
+        };
+        *slot = Some(Self { failure, since, last: now });
+    }
+}
+
+/// How long something has been up, in total, for a counter whose rate is the availability.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Uptime {
+    before: Duration,
+    since: Option<Moment>,
+}
+
+impl Uptime {
+    /// Notes that it is up or down from `now` on; noting the same twice changes nothing.
+    pub fn set(&mut self, up: bool, now: Moment) {
+        match (up, self.since) {
+            (true, None) => self.since = Some(now),
+            (false, Some(since)) => {
+                self.before += now.instant.saturating_duration_since(since.instant);
+                self.since = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// When it came up, if it is up.
+    #[must_use]
+    pub fn since(&self) -> Option<Moment> {
+        self.since
+    }
+
+    /// All the time it has been up until `now`.
+    #[must_use]
+    pub fn total(&self, now: Instant) -> Duration {
+        self.before + self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since.instant))
+    }
+}
+
+/// The stages of one SSH connection's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionPhase {
+    /// Name look-up to the first answered ping.
+    Connecting,
+    /// Logged in, and one ping was answered.
+    Established,
+    /// A ping has gone unanswered for 10 s: it takes no new clients.
+    Suspect,
+    /// It takes no new clients and ends when its last one has left.
+    Retiring,
+}
+
+impl SessionPhase {
+    /// The word shown to people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Established => "established",
+            Self::Suspect => "suspect",
+            Self::Retiring => "retiring",
+        }
+    }
+}
+
+/// What a session says of itself.
+#[derive(Clone, Debug)]
+pub struct SessionState {
+    /// Counts up from 1 for each bastion and is not used again.
+    pub id: u64,
+    /// Where in its life it is.
+    pub phase: SessionPhase,
+    /// Since when it is in this phase.
+    pub since: Moment,
+    /// The bastion's address that won the race, once connected.
+    pub address: Option<SocketAddr>,
+    /// Its live figures.
+    pub load: Arc<SessionLoad>,
+}
+
+/// Live figures of a session, written by its lane, read by everyone.
+#[derive(Debug, Default)]
+pub struct SessionLoad {
+    /// Clients seated on it.
+    pub clients: AtomicUsize,
+    /// Bytes taken from the bastion and not yet taken by a client.
+    pub backlog: AtomicUsize,
+    /// Whether its gate is shut.
+    pub gate_shut: AtomicBool,
+    /// For how long its gate was shut in total, in microseconds.
+    pub stalled_micros: AtomicU64,
+    /// The last measured round trip, in microseconds; 0 = not measured yet.
+    pub round_trip_micros: AtomicU64,
+    /// Pings sent since the last received byte.
+    pub unanswered: AtomicU32,
+}
+
+impl SessionLoad {
+    /// Clients seated on it.
+    pub fn clients(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    /// Whether its gate lets bytes in.
+    pub fn gate_open(&self) -> bool {
+        !self.gate_shut.load(Ordering::Relaxed)
+    }
+
+    /// For how long its gate was shut in total.
+    pub fn stalled(&self) -> Duration {
+        Duration::from_micros(self.stalled_micros.load(Ordering::Relaxed))
+    }
+
+    /// The last measured round trip.
+    pub fn round_trip(&self) -> Option<Duration> {
+        match self.round_trip_micros.load(Ordering::Relaxed) {
+            0 => None,
+            micros => Some(Duration::from_micros(micros)),
+        }
+    }
+}
+
+/// What a tunnel says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct TunnelState {
+    /// All its sessions, also those that are still connecting.
+    pub sessions: Vec<SessionState>,
+    /// Since when it is up, and for how long it was in total.
+    pub uptime: Uptime,
+    /// Since when it is down: from the start, or from when it was up last.
+    pub down_since: Option<Moment>,
+    /// How long gates were shut on sessions that have ended.
+    pub stalled_before: Duration,
+    /// The last attempt that failed or session that was lost.
+    pub last_failure: Option<Incident>,
+    /// When the next session is dialled, while it waits for that.
+    pub next_attempt: Option<Moment>,
+    /// The bastion refuses us and is asked again only every few minutes: waiting for it helps no client.
+    pub refusing: bool,
+    /// The public half of the key that the bastion has to be told, while it rejects it.
+    pub public_key: Option<String>,
+}
+
+impl TunnelState {
+    /// Up while at least one session is established and not suspect.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.uptime.since().is_some()
+    }
+}
+
+/// What a forward says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct ForwardState {
+    /// Where it listens: the addresses as bound, so with the real port.
+    pub listening: Vec<SocketAddr>,
+    /// It takes new clients.
+    pub accepting: bool,
+    /// The last time a client could not be connected to the database though a session was there.
+    pub last_failure: Option<Incident>,
+    /// Its clients.
+    pub clients: Arc<ClientRoll>,
+}
+
+/// The clients of a forward, by the number each one got.
+#[derive(Debug, Default)]
+pub struct ClientRoll {
+    clients: std::sync::Mutex<std::collections::BTreeMap<u64, Arc<ClientState>>>,
+    held: AtomicUsize,
+}
+
+impl ClientRoll {
+    /// Clients carried and held.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether there is no client.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Clients held.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Every client at this moment, oldest first.
+    pub fn list(&self) -> Vec<Arc<ClientState>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Puts a client on the roll until the returned entry is dropped.
+    pub fn enter(self: &Arc<Self>, client: Arc<ClientState>) -> ClientEntry {
+        self.lock().insert(client.id, Arc::clone(&client));
+        ClientEntry { roll: Arc::clone(self), client }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<u64, Arc<ClientState>>> {
+        self.clients.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A client's place on the roll; leaving it is dropping this.
+#[derive(Debug)]
+pub struct ClientEntry {
+    roll: Arc<ClientRoll>,
+    /// The client's live state.
+    pub client: Arc<ClientState>,
+}
+
+impl ClientEntry {
+    /// Notes whether the client is held. Noting the same twice changes nothing.
+    pub fn set_held(&self, held: bool) {
+        if self.client.held.swap(held, Ordering::Relaxed) != held {
+            if held {
+                self.roll.held.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.roll.held.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Drop for ClientEntry {
+    fn drop(&mut self) {
+        self.set_held(false);
+        self.roll.lock().remove(&self.client.id);
+    }
+}
+
+/// One client's live state.
+#[derive(Debug)]
+pub struct ClientState {
+    /// Counts up from 1 for each database and is not used again.
+    pub id: u64,
+    /// Where it connects from.
+    pub peer: SocketAddr,
+    /// When it was accepted.
+    pub since: Moment,
+    /// It waits for a session; otherwise it is carried or being placed.
+    pub held: AtomicBool,
+    /// The session that carries it; 0 = none.
+    pub session: AtomicU64,
+    /// Bytes from the client that were handed to the bastion.
+    pub to_database: AtomicU64,
+    /// Bytes from the database that the client has taken.
+    pub from_database: AtomicU64,
+}
+
+impl ClientState {
+    /// A client that was just accepted.
+    #[must_use]
+    pub fn new(id: u64, peer: SocketAddr, now: Moment) -> Self {
+        Self {
+            id,
+            peer,
+            since: now,
+            held: AtomicBool::new(false),
+            session: AtomicU64::new(0),
+            to_database: AtomicU64::new(0),
+            from_database: AtomicU64::new(0),
+        }
+    }
+}
+
+/// What is known of a database's health.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    /// No probe has finished yet.
+    #[default]
+    Unknown,
+    /// The last probes were answered.
+    Up,
+    /// Several probes in a row failed.
+    Down,
+    /// The configuration says not to probe.
+    NotProbed,
+}
+
+impl Health {
+    /// The word shown to people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::NotProbed => "not probed",
+        }
+    }
+}
+
+/// What a probe says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct ProbeState {
+    /// The verdict.
+    pub health: Health,
+    /// Since when the verdict holds.
+    pub since: Option<Moment>,
+    /// How long the last successful probe's last phase took: the query's, where there is one.
+    pub latency: Option<Duration>,
+    /// When a probe succeeded last.
+    pub last_success: Option<Moment>,
+    /// The last probe that failed.
+    pub last_failure: Option<Incident>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moments() -> impl Fn(u64) -> Moment {
+        let (instant, wall) = (Instant::now(), SystemTime::UNIX_EPOCH);
+        move |s| Moment { instant: instant + Duration::from_secs(s), wall: wall + Duration::from_secs(s) }
+    }
+
+    #[test]
+    fn uptime_adds_up_over_outages() {
+        let at = moments();
+        let mut uptime = Uptime::default();
+        assert_eq!(uptime.total(at(5).instant), Duration::ZERO);
+        uptime.set(true, at(10));
+        uptime.set(true, at(15));
+        assert_eq!(uptime.total(at(20).instant), Duration::from_secs(10));
+        uptime.set(false, at(20));
+        uptime.set(false, at(25));
+        assert_eq!(uptime.since(), None);
+        uptime.set(true, at(30));
+        assert_eq!(uptime.total(at(31).instant), Duration::from_secs(11));
+        assert_eq!(uptime.since(), Some(at(30)));
+    }
+
+    #[test]
+    fn an_incident_keeps_its_beginning_while_the_cause_stays() {
+        use crate::failure::Cause;
+        let at = moments();
+        let mut slot = None;
+        Incident::record(&mut slot, Failure::new(Cause::TcpRefused, "a"), at(1));
+        Incident::record(&mut slot, Failure::new(Cause::TcpRefused, "b"), at(2));
+        let incident = slot.clone().unwrap();
+        assert_eq!((incident.since, incident.last, incident.failure.detail()), (at(1), at(2), "b"));
+        Incident::record(&mut slot, Failure::new(Cause::TcpTimeout, "c"), at(3));
+        assert_eq!(slot.unwrap().since, at(3));
+    }
+
+    #[test]
+    fn a_client_is_counted_while_it_is_there() {
+        let roll = Arc::new(ClientRoll::default());
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let entry = roll.enter(Arc::new(ClientState::new(1, peer, moments()(0))));
+        entry.set_held(true);
+        entry.set_held(true);
+        assert_eq!((roll.len(), roll.held()), (1, 1));
+        drop(entry);
+        assert_eq!((roll.len(), roll.held()), (0, 0));
+    }
+}
