@@ -20,3 +20,5 @@ pub mod board;
 pub mod dial;
 pub mod lanes;
 pub mod metrics;
+
+pub mod ssh;

@@ -1,0 +1,22 @@
+//! One SSH connection to a bastion: dial, verify, log in, open channels, ping, end. The only module that names
+//! russh.
+//!
+//! It decides nothing about when or how often; [`crate::session`] does. russh 0.65 has hazards that are dealt with
+//! here, each where it arises: its inbound queue that stops a whole session (`gate`, `transport`), its writers that
+//! never wake (`channel`), its end of a session that looks like an orderly end of data (`channel`), its channels
+//! that leak when an open is dropped or a close is ours (`channel`), its readiness to accept whatever a server
+//! opens (`guard`), and a login on a dead connection that looks like a rejection (`login`).
+
+mod channel;
+mod connect;
+mod gate;
+mod greeting;
+mod guard;
+mod keys;
+mod login;
+mod transport;
+
+pub use channel::{Connection, Inbound, Outbound};
+pub use connect::{Connected, connect};
+pub use gate::{BufferMemory, Gate, SINGLE_LIMIT};
+pub use keys::{Identities, generate_key, load_identities};

@@ -1,0 +1,322 @@
+//! A logged-in connection, and the channels through it.
+//!
+//! russh's channel types need care on five points. An open whose future is dropped leaks the channel on both
+//! sides, so each runs in a task of its own and a channel that opens too late is closed. A writer that waits for
+//! window is not woken when the channel or session ends, so whoever sends must watch the receiving half as well.
+//! The end of the session looks like an orderly end of data, so the receiving half asks why. A channel that we
+//! close first, and an open that is refused, leave a remnant in russh until the session ends, so these are counted
+//! ([`Connection::remnants`]). And `Handle::data` can stop a whole session, so it is never used.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use russh::client::{Handle, Msg};
+use russh::{Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Disconnect};
+use tokio::runtime;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use super::gate::Gate;
+use super::guard::{Guard, Obituary};
+use crate::dial::{self, Arrival, Gone};
+use crate::failure::{Cause, Failure, one_line};
+use crate::ids::HostPort;
+use crate::settings::show_duration;
+
+/// Measured: what russh 0.65 keeps of a channel that was closed by us first, in bytes.
+const CLOSED_REMNANT: usize = 3300;
+/// Estimated from the size of what russh queues and nobody reads, in bytes.
+const REFUSED_REMNANT: usize = 400;
+/// How long a polite goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A logged-in connection. Clones share it; it lives on the lane on which it was made.
+#[derive(Clone)]
+pub struct Connection(Arc<Shared>);
+
+pub(super) struct Shared {
+    handle: Handle<Guard>,
+    bastion: HostPort,
+    gate: Arc<Gate>,
+    obituary: Arc<Obituary>,
+    /// Why the last open was refused, in the bastion's words.
+    refusal: Arc<Mutex<Option<String>>>,
+    opening: AtomicUsize,
+    remnants: AtomicUsize,
+    lane: runtime::Handle,
+}
+
+impl Connection {
+    pub(super) fn new(
+        handle: Handle<Guard>,
+        bastion: HostPort,
+        gate: Arc<Gate>,
+        obituary: Arc<Obituary>,
+        refusal: Arc<Mutex<Option<String>>>,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            handle,
+            bastion,
+            gate,
+            obituary,
+            refusal,
+            opening: AtomicUsize::new(0),
+            remnants: AtomicUsize::new(0),
+            lane: runtime::Handle::current(),
+        }))
+    }
+
+    /// The runtime on which the session lives.
+    #[must_use]
+    pub fn lane(&self) -> &runtime::Handle {
+        &self.0.lane
+    }
+
+    /// Its gate.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.0.gate
+    }
+
+    /// Waits for the session's end and says why it ended.
+    pub async fn ended(&self) -> Failure {
+        self.0.obituary.wait().await
+    }
+
+    /// Asks the bastion for an answer and waits for it, for as long as the session lives. Returns the round trip.
+    ///
+    /// # Errors
+    /// Why the session ended instead.
+    pub async fn ping(&self) -> Result<Duration, Failure> {
+        let started = Instant::now();
+        let answered = tokio::select! {
+            answered = self.0.handle.send_ping() => answered.is_ok(),
+            failure = self.ended() => return Err(failure),
+        };
+        // russh also returns in good order when the session ends meanwhile.
+        if answered && !self.0.handle.is_closed() { Ok(started.elapsed()) } else { Err(self.ended().await) }
+    }
+
+    /// Connects to `target` through the bastion.
+    ///
+    /// # Errors
+    /// `channel` failures. The future may be dropped: a channel that opens too late is closed.
+    pub async fn open(&self, target: &HostPort, limit: Duration) -> Result<(Inbound, Outbound), Failure> {
+        let (give, take) = oneshot::channel();
+        let (shared, to) = (Arc::clone(&self.0), target.clone());
+        self.0.lane.spawn(async move {
+            // A channel that nobody takes any more is dropped here, and so closed.
+            drop(give.send(open(&shared, &to).await));
+        });
+        match timeout(limit, take).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(session_lost(&self.0, target)),
+            Err(_) => Err(Failure::new(
+                Cause::ChannelTimeout,
+                format!("{} did not connect to {target} within {}", self.0.bastion, show_duration(limit)),
+            )),
+        }
+    }
+
+    /// How much memory russh keeps for channels that are gone, estimated in bytes.
+    #[must_use]
+    pub fn remnants(&self) -> usize {
+        self.0.remnants.load(Ordering::Relaxed)
+    }
+
+    /// Ends the session at once, for the given reason.
+    pub fn condemn(&self, failure: Failure) {
+        self.0.obituary.announce(failure);
+        self.0.gate.condemn();
+    }
+
+    /// Says goodbye, and ends the session.
+    pub async fn close(&self) {
+        let words = "tunnelkeeper has no more use for this session";
+        let goodbye = async {
+            let said = self.0.handle.disconnect(Disconnect::ByApplication, words, "").await;
+            if said.is_ok() {
+                self.ended().await;
+            }
+        };
+        let _ = timeout(GOODBYE, goodbye).await;
+        self.condemn(Failure::new(
+            Cause::SessionClosed,
+            format!("we closed the session to {}", self.0.bastion),
+        ));
+    }
+}
+
+fn session_lost(shared: &Shared, target: &HostPort) -> Failure {
+    Failure::new(
+        Cause::ChannelSessionLost,
+        format!("the session to {} ended while it connected to {target}", shared.bastion),
+    )
+}
+
+async fn open(shared: &Arc<Shared>, target: &HostPort) -> Result<(Inbound, Outbound), Failure> {
+    let opening = Opening::begin(shared);
+    let host: &str = &target.host;
+    let result = shared.handle.channel_open_direct_tcpip(host, target.port.into(), "127.0.0.1", 0).await;
+    match result {
+        Ok(channel) => Ok(halves(shared, channel)),
+        Err(russh::Error::ChannelOpenFailure(reason)) => {
+            shared.remnants.fetch_add(REFUSED_REMNANT, Ordering::Relaxed);
+            Err(refused(shared, target, &reason, opening.words()))
+        }
+        Err(_) => Err(session_lost(shared, target)),
+    }
+}
+
+/// Counts the opens under way: the bastion's words about a refusal come without saying which open they are about,
+/// so they are believed only while there is just one.
+struct Opening<'a>(&'a Shared);
+
+impl<'a> Opening<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        if shared.opening.fetch_add(1, Ordering::AcqRel) == 0 {
+            shared.refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+        Self(shared)
+    }
+
+    fn words(&self) -> Option<String> {
+        let alone = self.0.opening.load(Ordering::Acquire) == 1;
+        self.0.refusal.lock().unwrap_or_else(PoisonError::into_inner).take().filter(|_| alone)
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.opening.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn refused(
+    shared: &Shared,
+    target: &HostPort,
+    reason: &ChannelOpenFailure,
+    words: Option<String>,
+) -> Failure {
+    let bastion = &shared.bastion;
+    let said = match words.filter(|words| !words.is_empty()) {
+        Some(words) => format!(": \"{}\"", one_line(&words, 200)),
+        None => String::new(),
+    };
+    match reason {
+        ChannelOpenFailure::AdministrativelyProhibited | ChannelOpenFailure::UnknownChannelType => {
+            Failure::new(
+                Cause::ChannelProhibited,
+                format!("{bastion} does not allow a forward to {target}{said}"),
+            )
+        }
+        ChannelOpenFailure::ResourceShortage => Failure::new(
+            Cause::ChannelResourceShortage,
+            format!("{bastion} is too short of resources to connect to {target}{said}"),
+        ),
+        ChannelOpenFailure::ConnectFailed | ChannelOpenFailure::Other { .. } => {
+            Failure::new(Cause::ChannelConnectFailed, format!("{bastion} cannot connect to {target}{said}"))
+        }
+    }
+}
+
+fn halves(shared: &Arc<Shared>, channel: Channel<Msg>) -> (Inbound, Outbound) {
+    let (read, write) = channel.split();
+    let closed = Arc::new(AtomicBool::new(false));
+    let obituary = Arc::clone(&shared.obituary);
+    let inbound = Inbound {
+        read,
+        gate: Arc::clone(&shared.gate),
+        held: 0,
+        end: Box::pin(async move { obituary.wait().await }),
+        closed: Arc::clone(&closed),
+    };
+    (inbound, Outbound { write: Some(write), shared: Arc::clone(shared), closed })
+}
+
+/// The receiving half of a channel.
+pub struct Inbound {
+    read: ChannelReadHalf,
+    gate: Arc<Gate>,
+    /// Bytes handed out and not yet passed on.
+    held: usize,
+    end: Pin<Box<dyn Future<Output = Failure> + Send>>,
+    closed: Arc<AtomicBool>,
+}
+
+impl dial::Inbound for Inbound {
+    fn poll_arrival(&mut self, context: &mut Context<'_>) -> Poll<Arrival> {
+        loop {
+            let message = std::pin::pin!(self.read.wait()).poll(context);
+            let arrival = match message {
+                Poll::Ready(Some(ChannelMsg::Data { data })) => {
+                    self.gate.hold(data.len());
+                    self.held += data.len();
+                    Arrival::Data(data)
+                }
+                Poll::Ready(Some(ChannelMsg::Eof)) => Arrival::End,
+                Poll::Ready(Some(ChannelMsg::Close)) => {
+                    self.closed.store(true, Ordering::Release);
+                    Arrival::Closed
+                }
+                Poll::Ready(Some(_)) => continue,
+                // Data that came before the end is delivered before it.
+                Poll::Ready(None) | Poll::Pending => Arrival::Lost(ready!(self.end.as_mut().poll(context))),
+            };
+            return Poll::Ready(arrival);
+        }
+    }
+
+    fn passed_on(&mut self, bytes: usize) {
+        self.held = self.held.saturating_sub(bytes);
+        self.gate.release(bytes);
+    }
+}
+
+impl Drop for Inbound {
+    fn drop(&mut self) {
+        self.gate.release(self.held);
+    }
+}
+
+/// The sending half of a channel.
+pub struct Outbound {
+    write: Option<ChannelWriteHalf<Msg>>,
+    shared: Arc<Shared>,
+    closed: Arc<AtomicBool>,
+}
+
+impl dial::Outbound for Outbound {
+    async fn send(&mut self, bytes: Bytes) -> Result<(), Gone> {
+        match &self.write {
+            Some(write) => write.data_bytes(bytes).await.map_err(|_| Gone),
+            None => Err(Gone),
+        }
+    }
+
+    async fn end(&mut self) -> Result<(), Gone> {
+        match &self.write {
+            Some(write) => write.eof().await.map_err(|_| Gone),
+            None => Err(Gone),
+        }
+    }
+}
+
+impl Drop for Outbound {
+    fn drop(&mut self) {
+        let Some(write) = self.write.take() else { return };
+        if self.closed.load(Ordering::Acquire) {
+            return;
+        }
+        self.shared.remnants.fetch_add(CLOSED_REMNANT, Ordering::Relaxed);
+        self.shared.lane.spawn(async move {
+            // A session that is gone has closed it already.
+            let _ = write.close().await;
+        });
+    }
+}

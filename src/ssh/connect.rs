@@ -1,0 +1,410 @@
+//! From a host name to a verified SSH transport, under one deadline: look-up, a race of all addresses, greeting,
+//! key exchange, host key.
+
+use std::borrow::Cow;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use russh::keys::{Algorithm, EcdsaCurve, HashAlg};
+use russh::{Limits, Preferred, SshId, cipher, client, compression, kex};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use super::gate::Gate;
+use super::greeting::Greeting;
+use super::guard::{Guard, HandlerError, Obituary};
+use super::transport::{self, Transport};
+use crate::failure::{Cause, Failure};
+use crate::host_keys::Trust;
+use crate::ids::HostPort;
+
+/// How long an address is given before the next one is tried beside it: RFC 8305 section 5, "Connection Attempt
+/// Delay".
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Half-read keys are never of use; larger lists of addresses only delay the verdict.
+const MAX_ADDRESSES: usize = 16;
+
+/// Connected and verified, not logged in.
+pub struct Connected {
+    pub(super) handle: client::Handle<Guard>,
+    pub(super) bastion: HostPort,
+    pub(super) gate: Arc<Gate>,
+    pub(super) obituary: Arc<Obituary>,
+    pub(super) refusal: Arc<Mutex<Option<String>>>,
+    /// The address that won the race.
+    pub address: SocketAddr,
+}
+
+/// Connects to a bastion and verifies its host key. All traffic goes through `gate`; a silent peer is given up by
+/// the kernel after `silence`.
+///
+/// # Errors
+/// `dns`, `tcp`, `banner`, `kex` and `host_key` failures. The connection is gone then.
+pub async fn connect(
+    bastion: &HostPort,
+    trust: Arc<Trust>,
+    gate: Arc<Gate>,
+    silence: Duration,
+    deadline: Instant,
+) -> Result<Connected, Failure> {
+    let addresses = resolve(bastion, deadline).await?;
+    let (socket, address, round_trip) = race(bastion, addresses, deadline).await?;
+    prepare(&socket, silence);
+    let greeting = Arc::new(Mutex::new(Greeting::default()));
+    let transport = Transport::new(socket, Arc::clone(&gate), Arc::clone(&greeting));
+    let config = Arc::new(config(&trust, bastion, round_trip));
+    let guard = Guard::new(bastion.clone(), trust, Arc::clone(&gate));
+    let (obituary, refusal) = (guard.obituary(), guard.refusal());
+    match timeout_at(deadline, client::connect_stream(config, transport, guard)).await {
+        Ok(Ok(handle)) => {
+            Ok(Connected { handle, bastion: bastion.clone(), gate, obituary, refusal, address })
+        }
+        Ok(Err(error)) => {
+            let greeting = transport::lock(&greeting);
+            Err(if greeting.is_complete() {
+                handshake_failure(bastion, error)
+            } else {
+                greeting_failure(bastion, &greeting, &error)
+            })
+        }
+        Err(_) => {
+            // russh's task outlives the dropped future until its transport fails.
+            gate.condemn();
+            Err(if transport::lock(&greeting).is_complete() {
+                Failure::new(Cause::KexTimeout, format!("{bastion} did not finish the key exchange in time"))
+            } else {
+                Failure::new(
+                    Cause::BannerTimeout,
+                    format!("{bastion} accepted the connection and said nothing"),
+                )
+            })
+        }
+    }
+}
+
+async fn resolve(bastion: &HostPort, deadline: Instant) -> Result<Vec<SocketAddr>, Failure> {
+    let host = &bastion.host;
+    match timeout_at(deadline, tokio::net::lookup_host((&**host, bastion.port))).await {
+        Ok(Ok(addresses)) => {
+            let addresses = interleave(addresses.collect());
+            if addresses.is_empty() {
+                return Err(Failure::new(Cause::DnsNotFound, format!("\"{host}\" has no address")));
+            }
+            Ok(addresses)
+        }
+        Ok(Err(error)) => {
+            let text = error.to_string();
+            // getaddrinfo's verdict reaches us as text only.
+            let passing = text.contains("Temporary failure") || text.contains("System error");
+            let cause = if passing { Cause::DnsFailed } else { Cause::DnsNotFound };
+            let text = text.trim_start_matches("failed to lookup address information: ");
+            Err(Failure::new(cause, format!("\"{host}\" cannot be resolved: {text}")))
+        }
+        Err(_) => {
+            Err(Failure::new(Cause::DnsTimeout, format!("no answer to the look-up of \"{host}\" in time")))
+        }
+    }
+}
+
+/// Both address families in turn, the resolver's first choice first (RFC 8305 section 4).
+fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_family = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == first_family);
+    let mut second = second.into_iter();
+    let mut mixed: Vec<SocketAddr> = Vec::new();
+    for address in first {
+        mixed.push(address);
+        mixed.extend(second.next());
+    }
+    mixed.extend(second);
+    mixed.truncate(MAX_ADDRESSES);
+    mixed
+}
+
+type Attempt = (SocketAddr, io::Result<TcpStream>, Duration);
+
+/// Tries the addresses one after another, the next one when the last has failed or taken [`ATTEMPT_DELAY`], and
+/// takes the first that connects.
+async fn race(
+    bastion: &HostPort,
+    addresses: Vec<SocketAddr>,
+    deadline: Instant,
+) -> Result<(TcpStream, SocketAddr, Duration), Failure> {
+    let mut attempts: JoinSet<Attempt> = JoinSet::new();
+    let mut waiting = addresses.into_iter();
+    let mut errors: Vec<(SocketAddr, io::Error)> = Vec::new();
+    let mut next_at = Instant::now();
+    loop {
+        if Instant::now() >= next_at
+            && let Some(address) = waiting.next()
+        {
+            attempts.spawn(async move {
+                let started = Instant::now();
+                let result = TcpStream::connect(address).await;
+                (address, result, started.elapsed())
+            });
+            next_at = Instant::now() + ATTEMPT_DELAY;
+        }
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep_until(deadline) => {
+                let mut detail = format!("no address of {bastion} answered in time");
+                append_errors(&mut detail, &errors);
+                return Err(Failure::new(Cause::TcpTimeout, detail));
+            }
+            finished = attempts.join_next(), if !attempts.is_empty() => match finished {
+                Some(Ok((address, Ok(socket), round_trip))) => return Ok((socket, address, round_trip)),
+                Some(Ok((address, Err(error), _))) => {
+                    errors.push((address, error));
+                    next_at = Instant::now();
+                }
+                // An attempt only ends early when the runtime does.
+                Some(Err(_)) | None => {}
+            },
+            () = tokio::time::sleep_until(next_at), if waiting.len() > 0 => {}
+        }
+        if attempts.is_empty() && waiting.len() == 0 {
+            return Err(tcp_failure(bastion, &errors));
+        }
+    }
+}
+
+fn tcp_failure(bastion: &HostPort, errors: &[(SocketAddr, io::Error)]) -> Failure {
+    let cause = errors.first().map_or(Cause::TcpUnreachable, |(_, error)| match error.kind() {
+        io::ErrorKind::ConnectionRefused => Cause::TcpRefused,
+        io::ErrorKind::TimedOut => Cause::TcpTimeout,
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => Cause::TcpReset,
+        _ => Cause::TcpUnreachable,
+    });
+    let mut detail = format!("cannot connect to {bastion}");
+    append_errors(&mut detail, errors);
+    Failure::new(cause, detail)
+}
+
+fn append_errors(detail: &mut String, errors: &[(SocketAddr, io::Error)]) {
+    for (index, (address, error)) in errors.iter().enumerate() {
+        let separator = if index == 0 { ": " } else { "; " };
+        let text = error.to_string();
+        let text = text.split(" (os error").next().unwrap_or(&text);
+        detail.push_str(&format!("{separator}{address}: {text}"));
+    }
+}
+
+/// Small packets leave at once, and the kernel gives up a peer that acknowledges nothing for `silence`, also while
+/// we wait to write. A kernel that refuses an option serves us less well, but serves.
+fn prepare(socket: &TcpStream, silence: Duration) {
+    let options = SockRef::from(socket);
+    let _ = options.set_tcp_nodelay(true);
+    let _ = options.set_keepalive(true);
+    let _ = options.set_tcp_user_timeout(Some(silence));
+}
+
+/// Window for the fastest link we expect to fill, in bytes per second.
+const WINDOW_PACE: f64 = 1.25e9;
+const MIN_WINDOW: f64 = (2 << 20) as f64;
+const MAX_WINDOW: f64 = (32 << 20) as f64;
+
+/// The receive window of a channel: what is in flight during a round trip. A window far above that costs cache and
+/// halves the throughput of a short path; one below it caps a long one.
+fn window_size(round_trip: Duration) -> u32 {
+    (round_trip.as_secs_f64() * WINDOW_PACE).clamp(MIN_WINDOW, MAX_WINDOW) as u32
+}
+
+fn config(trust: &Trust, bastion: &HostPort, round_trip: Duration) -> client::Config {
+    client::Config {
+        client_id: SshId::Standard(Cow::Borrowed(concat!(
+            "SSH-2.0-tunnelkeeper_",
+            env!("CARGO_PKG_VERSION")
+        ))),
+        // A rekey that we begin can break a session with several busy channels (russh counts what is in flight on
+        // all of them against one window), so we leave it to the bastion: sshd begins one after 64 GiB. Ours is
+        // the last resort for a server that never does, and stays below 2^32 packets of 32 bytes, the smallest
+        // there are, as chacha20-poly1305 needs.
+        limits: Limits {
+            rekey_write_limit: 96 << 30,
+            rekey_read_limit: 96 << 30,
+            rekey_time_limit: Duration::from_secs(365 * 24 * 3600),
+        },
+        window_size: window_size(round_trip),
+        maximum_packet_size: 32 << 10,
+        // The gate bounds what waits, by bytes; a queue that filled up by messages would stop the whole session.
+        channel_buffer_size: usize::MAX >> 4,
+        preferred: preferred(trust.known_key_types(bastion).as_slice()),
+        // Pings, deadlines and the kernel's user timeout are ours: russh's own would condemn a session whose gate
+        // is shut.
+        keepalive_interval: None,
+        inactivity_timeout: None,
+        ..client::Config::default()
+    }
+}
+
+const HOST_KEY_ALGORITHMS: [Algorithm; 6] = [
+    Algorithm::Ed25519,
+    Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
+    Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
+    Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
+    Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
+    Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
+];
+
+/// Our algorithms in order of preference. AES-GCM comes first since every machine of the last decade computes it
+/// in hardware; the key types that known_hosts has for this bastion come first since it may have others too.
+fn preferred(known_key_types: &[&str]) -> Preferred {
+    let mut host_keys = HOST_KEY_ALGORITHMS.to_vec();
+    host_keys.sort_by_key(|algorithm| {
+        let key_type = match algorithm {
+            Algorithm::Rsa { .. } => "ssh-rsa",
+            other => other.as_str(),
+        };
+        !known_key_types.contains(&key_type)
+    });
+    let mut kex_list: Vec<kex::Name> = Preferred::DEFAULT.kex.to_vec();
+    let nist = [kex::ECDH_SHA2_NISTP256, kex::ECDH_SHA2_NISTP384, kex::ECDH_SHA2_NISTP521];
+    let after_curve25519 = kex_list.iter().position(|name| *name == kex::DH_GEX_SHA256).unwrap_or(0);
+    kex_list.splice(after_curve25519..after_curve25519, nist);
+    Preferred {
+        kex: kex_list.into(),
+        key: host_keys.into(),
+        cipher: Cow::Borrowed(&[
+            cipher::AES_128_GCM,
+            cipher::AES_256_GCM,
+            cipher::CHACHA20_POLY1305,
+            cipher::AES_256_CTR,
+            cipher::AES_192_CTR,
+            cipher::AES_128_CTR,
+        ]),
+        compression: Cow::Borrowed(&[compression::NONE]),
+        ..Preferred::DEFAULT
+    }
+}
+
+fn greeting_failure(bastion: &HostPort, greeting: &Greeting, error: &HandlerError) -> Failure {
+    match error {
+        HandlerError::Ssh(russh::Error::IO(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+            let failure = greeting.failure(bastion);
+            if failure.cause == Cause::BannerClosed {
+                return Failure::new(
+                    Cause::BannerClosed,
+                    format!("{bastion} reset the connection without a word"),
+                );
+            }
+            failure
+        }
+        HandlerError::Ssh(russh::Error::Version)
+            if greeting.failure(bastion).cause == Cause::BannerClosed =>
+        {
+            Failure::new(Cause::BannerNotSsh, format!("{bastion} greets as no SSH 2.0 server does"))
+        }
+        _ => greeting.failure(bastion),
+    }
+}
+
+fn handshake_failure(bastion: &HostPort, error: HandlerError) -> Failure {
+    let error = match error {
+        HandlerError::Refused(failure) => return failure,
+        HandlerError::Ssh(error) => error,
+    };
+    match error {
+        russh::Error::NoCommonAlgo { kind, ours, theirs } => {
+            let what = match kind {
+                russh::AlgorithmKind::Kex => "key exchange",
+                russh::AlgorithmKind::Key => "host key",
+                russh::AlgorithmKind::Cipher => "cipher",
+                russh::AlgorithmKind::Compression => "compression",
+                russh::AlgorithmKind::Mac => "MAC",
+            };
+            let (ours, theirs) = (ours.join(","), theirs.join(","));
+            Failure::new(
+                Cause::KexNoCommonAlgorithm,
+                format!("no common {what} algorithm with {bastion}: it offers {theirs}"),
+            )
+            .with_hint(format!("update sshd, or allow one of {ours} in its sshd_config"))
+        }
+        russh::Error::IO(error) if is_end(&error) => {
+            Failure::new(Cause::KexClosed, format!("{bastion} closed the connection during the key exchange"))
+        }
+        russh::Error::Disconnect | russh::Error::HUP => {
+            Failure::new(Cause::KexClosed, format!("{bastion} ended the connection during the key exchange"))
+        }
+        other => Failure::new(Cause::KexProtocol, format!("the key exchange with {bastion} failed: {other}")),
+    }
+}
+
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let parse = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let mixed = interleave(parse(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"]));
+        assert_eq!(mixed, parse(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]));
+        assert_eq!(interleave(Vec::new()), []);
+    }
+
+    #[test]
+    fn the_window_follows_the_round_trip() {
+        for (millis, mib) in [(0, 2), (1, 2), (10, 11), (50, 32), (500, 32)] {
+            assert_eq!(window_size(Duration::from_millis(millis)) >> 20, mib, "{millis} ms");
+        }
+    }
+
+    #[test]
+    fn known_key_types_are_asked_for_first() {
+        let first = |types: &[&str]| preferred(types).key.first().cloned().unwrap();
+        assert_eq!(first(&[]), Algorithm::Ed25519);
+        assert_eq!(first(&["ssh-rsa"]), Algorithm::Rsa { hash: Some(HashAlg::Sha512) });
+        assert_eq!(first(&["ecdsa-sha2-nistp384"]), Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 });
+        assert_eq!(preferred(&["ssh-rsa"]).key.len(), HOST_KEY_ALGORITHMS.len());
+    }
+
+    #[test]
+    fn sha1_and_none_are_never_offered() {
+        let preferred = preferred(&["ssh-rsa"]);
+        assert!(!preferred.key.contains(&Algorithm::Rsa { hash: None }));
+        for name in
+            preferred.kex.iter().map(AsRef::<str>::as_ref).chain(preferred.mac.iter().map(AsRef::as_ref))
+        {
+            assert!(!name.ends_with("sha1") && name != "none", "{name}");
+        }
+        for strict in [kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT, kex::EXTENSION_SUPPORT_AS_CLIENT] {
+            assert!(preferred.kex.contains(&strict), "Terrapin's remedy and rsa-sha2 need {strict:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_does_not_delay_a_live_one() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dead = {
+            let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            taken.local_addr().unwrap()
+        };
+        let live = listener.local_addr().unwrap();
+        let bastion = HostPort::new("localhost", live.port());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let (_, address, _) = race(&bastion, vec![dead, live], deadline).await.unwrap();
+        assert_eq!(address, live);
+        let failure = race(&bastion, vec![dead], deadline).await.unwrap_err();
+        assert_eq!(failure.cause, Cause::TcpRefused);
+        assert!(failure.detail().contains(&dead.to_string()), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn an_unknown_name_is_said_to_be_unknown() {
+        let bastion = HostPort::new("no-such-host.invalid", 22);
+        let failure = resolve(&bastion, Instant::now() + Duration::from_secs(60)).await.unwrap_err();
+        assert!(matches!(failure.cause, Cause::DnsNotFound | Cause::DnsFailed), "{failure}");
+        assert!(failure.detail().starts_with("\"no-such-host.invalid\" cannot be resolved"), "{failure}");
+    }
+}

@@ -1,0 +1,339 @@
+//! How much a session may take from its bastion before its clients have taken it from us.
+//!
+//! russh grants the sender new window as soon as data arrives, so the SSH window bounds nothing: without a gate a
+//! client that does not read would either grow our memory without end or, through a full queue, freeze all other
+//! clients of its session. The gate stands before the socket instead. While too much waits for clients it is shut:
+//! nothing is read, TCP holds the bastion back, and writing goes on.
+//!
+//! A session with one client is held to [`SINGLE_LIMIT`]; one with several goes on until the memory of all
+//! sessions together is used up, so that a client that does not read harms no other until then.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::state::SessionLoad;
+
+/// The backlog at which the gate of a session with one client shuts, in bytes.
+pub const SINGLE_LIMIT: usize = 16 << 20;
+
+/// A session with less than this waiting is never shut, even when the memory is used up by others, in bytes.
+const FLOOR: usize = 1 << 20;
+
+/// A shut gate opens again when an eighth of its limit has been taken, so that it does not flutter.
+fn reopening(limit: usize) -> usize {
+    limit - limit / 8
+}
+
+/// The memory of all sessions together.
+#[derive(Debug)]
+pub struct BufferMemory {
+    limit: usize,
+    used: AtomicUsize,
+    gates: Mutex<Vec<Weak<Gate>>>,
+}
+
+impl BufferMemory {
+    /// Memory of `limit` bytes, the key `daemon.buffer_memory`.
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, used: AtomicUsize::new(0), gates: Mutex::default() })
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let before = self.used.fetch_sub(bytes, Ordering::AcqRel);
+        let reopening = reopening(self.limit);
+        if before >= reopening && before - bytes < reopening {
+            for gate in lock(&self.gates).iter().filter_map(Weak::upgrade) {
+                gate.wake();
+            }
+        }
+    }
+}
+
+/// The gate of one session.
+#[derive(Debug)]
+pub struct Gate {
+    memory: Arc<BufferMemory>,
+    load: Arc<SessionLoad>,
+    born: Instant,
+    /// Microseconds from `born` to the last received byte.
+    received: AtomicU64,
+    condemned: AtomicBool,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    reader: Option<Waker>,
+    shut_since: Option<Instant>,
+    blocked_since: Option<Instant>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Gate {
+    /// An open gate. Its figures are published through `load`.
+    #[must_use]
+    pub fn new(memory: &Arc<BufferMemory>, load: Arc<SessionLoad>) -> Arc<Self> {
+        let gate = Arc::new(Self {
+            memory: Arc::clone(memory),
+            load,
+            born: now(),
+            received: AtomicU64::new(0),
+            condemned: AtomicBool::new(false),
+            waiting: Mutex::default(),
+        });
+        let mut gates = lock(&memory.gates);
+        gates.retain(|gate| gate.strong_count() > 0);
+        gates.push(Arc::downgrade(&gate));
+        gate
+    }
+
+    /// The session's live figures.
+    pub fn load(&self) -> &Arc<SessionLoad> {
+        &self.load
+    }
+
+    /// Bytes have come from the bastion and wait for a client.
+    pub fn hold(&self, bytes: usize) {
+        self.load.backlog.fetch_add(bytes, Ordering::AcqRel);
+        self.memory.used.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// A client has taken them, or never will.
+    pub fn release(&self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        self.load.backlog.fetch_sub(bytes, Ordering::AcqRel);
+        self.memory.give_back(bytes);
+        if !self.load.gate_open() && !self.is_full(true) {
+            self.wake();
+        }
+    }
+
+    /// One more client sits on the session.
+    pub fn seat(&self) {
+        self.load.clients.fetch_add(1, Ordering::AcqRel);
+        self.reconsider();
+    }
+
+    /// One less.
+    pub fn unseat(&self) {
+        self.load.clients.fetch_sub(1, Ordering::AcqRel);
+        self.reconsider();
+    }
+
+    /// When a byte was received last; at first, when the session began.
+    pub fn received(&self) -> Instant {
+        self.born + Duration::from_micros(self.received.load(Ordering::Acquire))
+    }
+
+    pub(super) fn note_received(&self) {
+        let micros = now().saturating_duration_since(self.born).as_micros();
+        self.received.store(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    /// Since when the gate has been shut while clients share the session.
+    pub fn blocked_since(&self) -> Option<Instant> {
+        lock(&self.waiting).blocked_since
+    }
+
+    /// Makes the transport fail at its next use: the only way to end a russh session at once.
+    pub fn condemn(&self) {
+        self.condemned.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    pub(super) fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Acquire)
+    }
+
+    /// Counts the time for which the gate has been shut so far.
+    pub fn settle(&self) {
+        let mut waiting = lock(&self.waiting);
+        if waiting.shut_since.is_some() {
+            self.count_stalled(&mut waiting, Some(now()));
+        }
+    }
+
+    /// Waits until bytes may be let in. Only one reader waits at a time.
+    pub(super) fn poll_open(&self, context: &mut Context<'_>) -> Poll<()> {
+        let was_shut = !self.load.gate_open();
+        if !self.is_full(was_shut) {
+            if was_shut {
+                self.set_shut(false, None);
+            }
+            return Poll::Ready(());
+        }
+        self.set_shut(true, Some(context.waker().clone()));
+        // Somebody may have made room before the waker was in place.
+        if self.is_full(true) {
+            return Poll::Pending;
+        }
+        self.set_shut(false, None);
+        Poll::Ready(())
+    }
+
+    fn is_full(&self, shut: bool) -> bool {
+        let bound = |limit: usize| if shut { reopening(limit) } else { limit };
+        let backlog = self.load.backlog.load(Ordering::Acquire);
+        let alone = self.load.clients() <= 1;
+        let single_limit = SINGLE_LIMIT.min(self.memory.limit);
+        (alone && backlog >= bound(single_limit))
+            || (backlog >= bound(FLOOR.min(single_limit))
+                && self.memory.used.load(Ordering::Acquire) >= bound(self.memory.limit))
+    }
+
+    fn set_shut(&self, shut: bool, reader: Option<Waker>) {
+        let mut waiting = lock(&self.waiting);
+        waiting.reader = reader;
+        self.load.gate_shut.store(shut, Ordering::Release);
+        if shut {
+            waiting.shut_since.get_or_insert_with(now);
+        } else {
+            self.count_stalled(&mut waiting, None);
+        }
+        self.update_blocked(&mut waiting);
+    }
+
+    fn count_stalled(&self, waiting: &mut Waiting, next: Option<Instant>) {
+        if let Some(since) = waiting.shut_since {
+            let micros = now().saturating_duration_since(since).as_micros();
+            self.load.stalled_micros.fetch_add(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::AcqRel);
+        }
+        waiting.shut_since = next;
+    }
+
+    fn update_blocked(&self, waiting: &mut Waiting) {
+        if self.load.gate_open() || self.load.clients() <= 1 {
+            waiting.blocked_since = None;
+        } else {
+            waiting.blocked_since.get_or_insert_with(now);
+        }
+    }
+
+    fn reconsider(&self) {
+        self.update_blocked(&mut lock(&self.waiting));
+        if !self.load.gate_open() && !self.is_full(true) {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        let reader = lock(&self.waiting).reader.take();
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.memory.give_back(self.load.backlog.swap(0, Ordering::AcqRel));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(memory: &Arc<BufferMemory>, clients: usize) -> Arc<Gate> {
+        let gate = Gate::new(memory, Arc::default());
+        (0..clients).for_each(|_| gate.seat());
+        gate
+    }
+
+    fn is_open(gate: &Gate) -> bool {
+        gate.poll_open(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn alone_a_session_is_held_to_its_limit() {
+        let memory = BufferMemory::new(256 << 20);
+        let gate = gate(&memory, 1);
+        gate.hold(SINGLE_LIMIT - 1);
+        assert!(is_open(&gate));
+        gate.hold(1);
+        assert!(!is_open(&gate));
+        gate.release(1);
+        assert!(!is_open(&gate), "it fluttered");
+        gate.release(SINGLE_LIMIT / 8);
+        assert!(is_open(&gate) && gate.load().gate_open());
+    }
+
+    #[test]
+    fn shared_it_goes_on_until_all_memory_is_used_up() {
+        let memory = BufferMemory::new(64 << 20);
+        let (hoarder, other, idle) = (gate(&memory, 2), gate(&memory, 2), gate(&memory, 2));
+        hoarder.hold(40 << 20);
+        assert!(is_open(&hoarder));
+        other.hold(24 << 20);
+        assert!(!is_open(&hoarder) && !is_open(&other));
+        assert!(is_open(&idle), "a session that holds nothing was shut");
+        hoarder.release(40 << 20);
+        assert!(is_open(&hoarder) && is_open(&other));
+    }
+
+    #[test]
+    fn a_second_client_opens_the_gate_of_the_first_and_its_leaving_shuts_it() {
+        let memory = BufferMemory::new(256 << 20);
+        let gate = gate(&memory, 1);
+        gate.hold(SINGLE_LIMIT);
+        assert!(!is_open(&gate));
+        assert!(gate.blocked_since().is_none(), "it blocks nobody");
+        gate.seat();
+        assert!(is_open(&gate));
+        gate.unseat();
+        assert!(!is_open(&gate));
+    }
+
+    #[test]
+    fn whoever_shares_a_shut_session_is_blocked() {
+        let memory = BufferMemory::new(8 << 20);
+        let gate = gate(&memory, 2);
+        gate.hold(8 << 20);
+        assert!(!is_open(&gate));
+        assert!(gate.blocked_since().is_some());
+        gate.unseat();
+        assert!(gate.blocked_since().is_none());
+    }
+
+    #[test]
+    fn a_session_that_ends_gives_its_memory_back() {
+        let memory = BufferMemory::new(8 << 20);
+        let (first, second) = (gate(&memory, 2), gate(&memory, 2));
+        first.hold(6 << 20);
+        second.hold(2 << 20);
+        assert!(!is_open(&second));
+        drop(first);
+        assert!(is_open(&second));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_wakes_the_reader_and_the_time_is_counted() {
+        let memory = BufferMemory::new(256 << 20);
+        let gate = gate(&memory, 1);
+        gate.hold(SINGLE_LIMIT);
+        let reader = tokio::spawn({
+            let gate = Arc::clone(&gate);
+            async move { std::future::poll_fn(|context| gate.poll_open(context)).await }
+        });
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(!reader.is_finished());
+        gate.settle();
+        assert_eq!(gate.load().stalled().as_secs(), 3);
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        gate.release(SINGLE_LIMIT);
+        reader.await.unwrap();
+        assert_eq!(gate.load().stalled().as_secs(), 7);
+    }
+}

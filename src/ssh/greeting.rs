@@ -1,0 +1,91 @@
+//! What a server says before the SSH protocol begins (RFC 4253 section 4.2): kept for the case that it is all it
+//! ever says, since it tells a busy sshd from a wrong port.
+
+use crate::failure::{Cause, Failure, one_line};
+use crate::ids::HostPort;
+
+/// Watches the first bytes of a connection. Memory is bounded by [`Greeting::MAX`].
+#[derive(Debug, Default)]
+pub(super) struct Greeting {
+    text: Vec<u8>,
+    /// A line that begins with `SSH-` has been seen whole.
+    complete: bool,
+}
+
+impl Greeting {
+    /// More than the 20 lines of 255 bytes that russh accepts.
+    const MAX: usize = 8 << 10;
+
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        if self.complete || self.text.len() >= Self::MAX {
+            return;
+        }
+        self.text.extend(bytes.iter().take(Self::MAX - self.text.len()));
+        let mut lines = self.text.split_inclusive(|byte| *byte == b'\n');
+        if lines.any(|line| line.starts_with(b"SSH-") && line.ends_with(b"\n")) {
+            self.complete = true;
+            self.text = Vec::new();
+        }
+    }
+
+    /// The server has greeted as an SSH server does.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Why there was no greeting, when the connection has ended without one.
+    pub(super) fn failure(&self, bastion: &HostPort) -> Failure {
+        let text = one_line(&String::from_utf8_lossy(&self.text), 120);
+        // sshd's MaxStartups, and since OpenSSH 9.8 its PerSourcePenalties.
+        let busy = ["Exceeded MaxStartups", "Not allowed at this time"];
+        if busy.iter().any(|words| text.contains(words)) {
+            Failure::new(Cause::BannerBusy, format!("sshd at {bastion} says \"{text}\""))
+        } else if self.text.is_empty() {
+            Failure::new(Cause::BannerClosed, format!("{bastion} closed the connection without a word"))
+        } else {
+            Failure::new(Cause::BannerNotSsh, format!("{bastion} says \"{text}\", which is not SSH"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn greeting(parts: &[&[u8]]) -> Greeting {
+        let mut greeting = Greeting::default();
+        parts.iter().for_each(|part| greeting.feed(part));
+        greeting
+    }
+
+    #[test]
+    fn an_ssh_server_greets() {
+        assert!(greeting(&[b"SSH-2.0-OpenSSH_9.2\r\n"]).is_complete());
+        assert!(greeting(&[b"welcome\r\nSS", b"H-2.0-x\n"]).is_complete());
+        assert!(!greeting(&[b"SSH-2.0-OpenSSH_9.2"]).is_complete());
+        assert!(!greeting(&[b"not SSH-2.0\r\n"]).is_complete());
+    }
+
+    #[test]
+    fn everything_else_is_explained() {
+        for (text, cause) in [
+            (&b""[..], Cause::BannerClosed),
+            (b"Exceeded MaxStartups\r\n", Cause::BannerBusy),
+            (b"Not allowed at this time\r\n", Cause::BannerBusy),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n", Cause::BannerNotSsh),
+            (b"\0\xff\x03", Cause::BannerNotSsh),
+        ] {
+            assert_eq!(greeting(&[text]).failure(&HostPort::new("b", 22)).cause, cause, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_endless_greeting_is_not_kept() {
+        let mut greeting = Greeting::default();
+        for _ in 0..1000 {
+            greeting.feed(&[b'x'; 1000]);
+        }
+        assert_eq!(greeting.text.len(), Greeting::MAX);
+        assert!(!greeting.is_complete());
+    }
+}

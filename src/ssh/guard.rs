@@ -1,0 +1,243 @@
+//! What a bastion may do to us: show its host key, which is judged, say why it ends, and nothing else.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use russh::client::{self, ChannelOpenHandle, DisconnectReason, Handler, Msg, Session};
+use russh::keys::{Algorithm, PublicKeyOrCertificate};
+use russh::{Channel, ChannelId, ChannelOpenFailure};
+use tokio::sync::watch;
+
+use super::gate::Gate;
+use crate::failure::{Cause, Failure, one_line};
+use crate::host_keys::{OfferedKey, Trust};
+use crate::ids::HostPort;
+
+/// What ends russh's task.
+#[derive(Debug)]
+pub(super) enum HandlerError {
+    /// russh's own verdict.
+    Ssh(russh::Error),
+    /// Ours.
+    Refused(Failure),
+}
+
+impl From<russh::Error> for HandlerError {
+    fn from(error: russh::Error) -> Self {
+        Self::Ssh(error)
+    }
+}
+
+/// Why a session ended; nothing while it lives.
+#[derive(Debug)]
+pub(super) struct Obituary(watch::Sender<Option<Failure>>);
+
+impl Obituary {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(watch::Sender::new(None)))
+    }
+
+    /// The first word stands.
+    pub(super) fn announce(&self, failure: Failure) {
+        self.0.send_if_modified(|news| {
+            let first = news.is_none();
+            news.get_or_insert(failure);
+            first
+        });
+    }
+
+    pub(super) fn read(&self) -> Option<Failure> {
+        self.0.borrow().clone()
+    }
+
+    pub(super) async fn wait(&self) -> Failure {
+        let mut news = self.0.subscribe();
+        match news.wait_for(Option::is_some).await.ok().and_then(|news| news.clone()) {
+            Some(failure) => failure,
+            // The sender is ours, so the news cannot end before they come.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// russh's handler. It is owned by the session's task and dropped with it on every path, also where russh skips
+/// `disconnected`: dropping it is the news of the end.
+pub(super) struct Guard {
+    bastion: HostPort,
+    trust: Arc<Trust>,
+    gate: Arc<Gate>,
+    obituary: Arc<Obituary>,
+    refusal: Arc<Mutex<Option<String>>>,
+}
+
+impl Guard {
+    pub(super) fn new(bastion: HostPort, trust: Arc<Trust>, gate: Arc<Gate>) -> Self {
+        Self { bastion, trust, gate, obituary: Obituary::new(), refusal: Arc::default() }
+    }
+
+    pub(super) fn obituary(&self) -> Arc<Obituary> {
+        Arc::clone(&self.obituary)
+    }
+
+    /// Where the bastion's words about the last refused channel are left.
+    pub(super) fn refusal(&self) -> Arc<Mutex<Option<String>>> {
+        Arc::clone(&self.refusal)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let bastion = &self.bastion;
+        let unexplained = format!("the session to {bastion} ended unexpectedly");
+        self.obituary.announce(Failure::new(Cause::SessionProtocol, unexplained));
+        // Whatever still waits behind the gate has to learn that there is nothing more to wait for.
+        self.gate.condemn();
+    }
+}
+
+impl Handler for Guard {
+    type Error = HandlerError;
+
+    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, HandlerError> {
+        let PublicKeyOrCertificate::PublicKey { key, .. } = shown else {
+            let detail = format!("{} shows a certificate though none was asked for", self.bastion);
+            return Err(HandlerError::Refused(Failure::new(Cause::HostKeyUnknown, detail)));
+        };
+        let blob = key.to_bytes().map_err(|error| HandlerError::Ssh(error.into()))?;
+        let algorithm = key.algorithm();
+        let key_type = match &algorithm {
+            // An RSA key is one key, whichever hash it signs with.
+            Algorithm::Rsa { .. } => "ssh-rsa",
+            other => other.as_str(),
+        };
+        self.trust
+            .judge(&self.bastion, OfferedKey { key_type, blob: &blob })
+            .map_err(HandlerError::Refused)?;
+        Ok(true)
+    }
+
+    async fn channel_open_failure(
+        &mut self,
+        _: ChannelId,
+        _: ChannelOpenFailure,
+        description: &str,
+        _: &str,
+        _: &mut Session,
+    ) -> Result<(), HandlerError> {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(one_line(description, 200));
+        Ok(())
+    }
+
+    async fn disconnected(&mut self, reason: DisconnectReason<HandlerError>) -> Result<(), HandlerError> {
+        let failure = match reason {
+            DisconnectReason::ReceivedDisconnect(client::RemoteDisconnectInfo { message, .. }) => {
+                Failure::new(Cause::SessionClosed, format!("{} disconnected: \"{message}\"", self.bastion))
+            }
+            DisconnectReason::Error(HandlerError::Refused(failure)) => failure,
+            DisconnectReason::Error(HandlerError::Ssh(error)) => loss(&self.bastion, &error),
+        };
+        self.obituary.announce(failure);
+        Ok(())
+    }
+
+    // russh accepts every channel by default. We ask for none, so each is refused by dropping its reply.
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _: Channel<Msg>,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    async fn should_accept_unknown_server_channel(&mut self, _: ChannelId, _: &str) -> bool {
+        false
+    }
+
+    async fn server_channel_open_session(
+        &mut self,
+        _: Channel<Msg>,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), HandlerError> {
+        Ok(())
+    }
+}
+
+/// Why an established session ended, from what russh says of it.
+fn loss(bastion: &HostPort, error: &russh::Error) -> Failure {
+    match error {
+        russh::Error::IO(error) => match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                Failure::new(Cause::SessionClosed, format!("{bastion} closed the connection without a word"))
+            }
+            io::ErrorKind::TimedOut => Failure::new(
+                Cause::SessionKeepaliveTimeout,
+                format!("{bastion} acknowledged nothing for so long that the kernel gave up"),
+            ),
+            _ => Failure::new(Cause::SessionReset, format!("the connection to {bastion} broke: {error}")),
+        },
+        russh::Error::Disconnect => {
+            Failure::new(Cause::SessionClosed, format!("the connection to {bastion} was ended"))
+        }
+        other => Failure::new(Cause::SessionProtocol, format!("the session to {bastion} broke: {other}")),
+    }
+}

@@ -1,0 +1,227 @@
+//! Private key files: their checks, their formats, and the daemon's own keys.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::unistd::geteuid;
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::{Algorithm, HashAlg, PrivateKey, decode_secret_key};
+use zeroize::Zeroizing;
+
+use crate::failure::{Cause, Failure};
+use crate::ids::Name;
+use crate::secret::Secret;
+use crate::settings::plan::{BastionPlan, IdentityPlan};
+
+/// Larger than any private key.
+const MAX_KEY_FILE: u64 = 64 << 10;
+
+/// A private key to log in with.
+pub(super) struct Identity {
+    path: PathBuf,
+    pub(super) key: Arc<PrivateKey>,
+}
+
+impl Identity {
+    /// `ssh-ed25519 key SHA256:... (path)`.
+    pub(super) fn describe(&self) -> String {
+        let fingerprint = self.key.public_key().fingerprint(HashAlg::Sha256);
+        format!("the {} key {fingerprint} ({})", self.key.algorithm(), self.path.display())
+    }
+}
+
+/// The private keys of a bastion, at least one.
+pub struct Identities {
+    pub(super) keys: Vec<Identity>,
+    /// The public line of the daemon's own key, where that is what it logs in with.
+    pub own_public_key: Option<String>,
+    /// The daemon's own key was missing and has just been made.
+    pub just_made: bool,
+}
+
+/// Loads the private keys of a bastion; makes the daemon's own when it is missing and may be made. Reads files and
+/// may compute for a second (bcrypt), so it belongs on a thread that may block.
+///
+/// # Errors
+/// `auth` `no_identity`, `identity_unreadable` and `passphrase`, naming the file. A list of keys loads if at least
+/// one does.
+pub fn load_identities(plan: &BastionPlan, passphrase: Option<&Secret>) -> Result<Identities, Failure> {
+    match &plan.identity {
+        IdentityPlan::Own { path, generate } => {
+            let missing = !path.exists();
+            if missing && *generate {
+                generate_key(path, &plan.name).map_err(|error| cannot_make(path, &error))?;
+            } else if missing {
+                return Err(Failure::new(
+                    Cause::AuthNoIdentity,
+                    format!("bastion \"{}\" has no key: {} does not exist", plan.name, path.display()),
+                ));
+            }
+            let identity = load(path, passphrase)?;
+            let own_public_key = identity.key.public_key().to_openssh().ok();
+            Ok(Identities { keys: vec![identity], own_public_key, just_made: missing && *generate })
+        }
+        IdentityPlan::Files(paths) => {
+            let (keys, failures): (Vec<_>, Vec<_>) =
+                paths.iter().map(|path| load(path, passphrase)).partition(Result::is_ok);
+            let keys: Vec<Identity> = keys.into_iter().flatten().collect();
+            match failures.into_iter().find_map(Result::err) {
+                Some(failure) if keys.is_empty() => Err(failure),
+                _ => Ok(Identities { keys, own_public_key: None, just_made: false }),
+            }
+        }
+    }
+}
+
+fn cannot_make(path: &Path, error: &io::Error) -> Failure {
+    Failure::new(Cause::AuthNoIdentity, format!("the key {} cannot be made: {error}", path.display())).with_hint(
+        "let the daemon's user write to daemon.state_dir, or name an existing private key with `identity`",
+    )
+}
+
+fn load(path: &Path, passphrase: Option<&Secret>) -> Result<Identity, Failure> {
+    let text = read(path)?;
+    let key = decode(path, &text, passphrase)?;
+    Ok(Identity { path: path.to_owned(), key: Arc::new(key) })
+}
+
+fn unreadable(path: &Path, found: impl std::fmt::Display) -> Failure {
+    Failure::new(Cause::AuthIdentityUnreadable, format!("the private key {} {found}", path.display()))
+}
+
+fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
+    let plain = |error: io::Error| {
+        let text = error.to_string();
+        unreadable(path, format!("cannot be read: {}", text.split(" (os error").next().unwrap_or(&text)))
+    };
+    let metadata = fs::metadata(path).map_err(plain)?;
+    if !metadata.is_file() {
+        return Err(unreadable(path, "is not a file"));
+    }
+    let mode = metadata.mode() & 0o777;
+    // As ssh does it: our own key must be ours alone; one that belongs to somebody else (root, say) may be shared
+    // with a group of ours. Nobody else's business in any case.
+    let forbidden = if metadata.uid() == geteuid().as_raw() { 0o077 } else { 0o007 };
+    if mode & forbidden != 0 {
+        return Err(unreadable(path, format!("can be read by others (mode {mode:04o})"))
+            .with_hint(format!("chmod 600 {}", path.display())));
+    }
+    if metadata.len() > MAX_KEY_FILE {
+        return Err(unreadable(path, "is too large to be a key"));
+    }
+    fs::read_to_string(path).map(Zeroizing::new).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => unreadable(path, "is not a private key in any known format"),
+        _ => plain(error),
+    })
+}
+
+fn decode(path: &Path, text: &str, passphrase: Option<&Secret>) -> Result<PrivateKey, Failure> {
+    let error = match decode_secret_key(text, None) {
+        Ok(key) => return Ok(key),
+        Err(error) => error,
+    };
+    if is_unsupported_encryption(text) {
+        return Err(unreadable(path, "is encrypted in an old format that is not supported")
+            .with_hint(format!("convert it: ssh-keygen -p -f {}", path.display())));
+    }
+    let encrypted = matches!(error, russh::keys::Error::KeyIsEncrypted) || is_encrypted(text);
+    match (encrypted, passphrase) {
+        (true, None) => Err(Failure::new(
+            Cause::AuthPassphrase,
+            format!("the private key {} is encrypted, and no `identity_passphrase` is set", path.display()),
+        )),
+        (true, Some(passphrase)) => decode_secret_key(text, Some(passphrase.expose())).map_err(|_| {
+            Failure::new(
+                Cause::AuthPassphrase,
+                format!("the private key {} does not open with `identity_passphrase`", path.display()),
+            )
+        }),
+        (false, _) if is_public(text) => Err(unreadable(path, "is a public key")
+            .with_hint("name the private key: the file of the same name without .pub")),
+        (false, _) => Err(unreadable(path, format!("is not a private key in any known format: {error}"))),
+    }
+}
+
+fn is_public(text: &str) -> bool {
+    let text = text.trim_start();
+    ["ssh-", "ecdsa-", "sk-", "---- BEGIN SSH2 PUBLIC KEY"].iter().any(|start| text.starts_with(start))
+}
+
+fn is_encrypted(text: &str) -> bool {
+    let ppk = text.lines().find_map(|line| line.strip_prefix("Encryption: "));
+    text.contains("ENCRYPTED") || ppk.is_some_and(|cipher| cipher.trim() != "none")
+}
+
+/// Legacy PEM encryption: only RSA keys with AES-128 can be opened.
+fn is_unsupported_encryption(text: &str) -> bool {
+    let legacy = text.lines().find_map(|line| line.strip_prefix("DEK-Info: "));
+    legacy.is_some_and(|info| !info.starts_with("AES-128-CBC,") || !text.contains("BEGIN RSA PRIVATE KEY"))
+}
+
+/// Makes an Ed25519 key and its `.pub` beside it, and returns the public line. The directory is made too; both
+/// take the directory's owner when root makes them, so that the daemon can read them.
+///
+/// # Errors
+/// When the files cannot be written, or when the key exists already.
+pub fn generate_key(path: &Path, bastion: &Name) -> io::Result<String> {
+    let mut key = PrivateKey::random(&mut russh::keys::key::safe_rng(), Algorithm::Ed25519)
+        .map_err(io::Error::other)?;
+    key.set_comment(format!("tunnelkeeper-{bastion}"));
+    let text = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
+    let public = key.public_key().to_openssh().map_err(io::Error::other)?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    make_dir(dir)?;
+    let owner = fs::metadata(dir)?;
+    // Written whole under another name first: a daemon that starts meanwhile must not read half a key.
+    let unfinished = path.with_extension("unfinished");
+    let _ = fs::remove_file(&unfinished);
+    write_new(&unfinished, 0o600, text.as_bytes(), &owner)?;
+    let placed = fs::hard_link(&unfinished, path);
+    fs::remove_file(&unfinished)?;
+    placed?;
+    let public_path = public_path(path);
+    let _ = fs::remove_file(&public_path);
+    write_new(&public_path, 0o644, format!("{public}\n").as_bytes(), &owner)?;
+    Ok(public)
+}
+
+/// `KEY.pub`.
+fn public_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".pub");
+    name.into()
+}
+
+/// Makes a directory for nobody else, and those above it, with the owner of the nearest one that exists.
+fn make_dir(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        make_dir(parent)?;
+        fs::DirBuilder::new().mode(0o700).create(dir)?;
+        let owner = fs::metadata(parent)?;
+        return give_to(dir, &owner);
+    }
+    fs::DirBuilder::new().mode(0o700).create(dir)
+}
+
+fn write_new(path: &Path, mode: u32, bytes: &[u8], owner: &fs::Metadata) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    give_to(path, owner)
+}
+
+fn give_to(path: &Path, owner: &fs::Metadata) -> io::Result<()> {
+    if geteuid().is_root() && owner.uid() != 0 {
+        std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

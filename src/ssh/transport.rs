@@ -1,0 +1,232 @@
+//! The stream that russh reads and writes: a socket behind a [`Gate`].
+//!
+//! It reads in large blocks (russh by itself would ask the kernel twice for each packet), reads nothing while the
+//! gate is shut, goes on writing meanwhile, and fails on demand. What the kernel does not take at once is kept and
+//! written while russh reads: russh's one task waits for its writes, and would otherwise stop reading, pinging and
+//! counting time whenever the socket is full.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+use super::gate::Gate;
+use super::greeting::Greeting;
+
+/// Bytes read from the kernel at a time; measured best between 128 and 256 KiB.
+const READ_BLOCK: usize = 256 << 10;
+
+/// Bytes kept for a kernel that takes no more, beyond which russh has to wait.
+const WRITE_BUFFER: usize = 1 << 20;
+
+/// See the module.
+pub(super) struct Transport<S> {
+    socket: S,
+    gate: Arc<Gate>,
+    greeting: Arc<Mutex<Greeting>>,
+    greeted: bool,
+    received: BytesMut,
+    unsent: BytesMut,
+}
+
+pub(super) fn lock(greeting: &Mutex<Greeting>) -> MutexGuard<'_, Greeting> {
+    greeting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
+    pub(super) fn new(socket: S, gate: Arc<Gate>, greeting: Arc<Mutex<Greeting>>) -> Self {
+        Self { socket, gate, greeting, greeted: false, received: BytesMut::new(), unsent: BytesMut::new() }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.gate.is_condemned() { Err(io::Error::other("the session was given up")) } else { Ok(()) }
+    }
+
+    /// Writes what is kept. Pending means that some is left; the task is woken when the kernel takes more.
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let sent = ready!(Pin::new(&mut self.socket).poll_write(context, &self.unsent))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.advance(sent);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.received.reserve(READ_BLOCK);
+        let read = ready!(poll_read_buf(Pin::new(&mut self.socket), context, &mut self.received))?;
+        if read > 0 {
+            self.gate.note_received();
+            self.watch_greeting();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn watch_greeting(&mut self) {
+        if !self.greeted {
+            let mut greeting = lock(&self.greeting);
+            greeting.feed(&self.received);
+            self.greeted = greeting.is_complete();
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        this.check()?;
+        if let Poll::Ready(Err(error)) = this.poll_send(context) {
+            return Poll::Ready(Err(error));
+        }
+        ready!(this.gate.poll_open(context));
+        if this.received.is_empty() {
+            ready!(this.poll_receive(context))?;
+        }
+        let taken = this.received.len().min(buffer.remaining());
+        buffer.put_slice(this.received.get(..taken).unwrap_or_default());
+        this.received.advance(taken);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        this.check()?;
+        if this.poll_send(context)?.is_ready() {
+            if let Poll::Ready(sent) = Pin::new(&mut this.socket).poll_write(context, bytes)? {
+                return Poll::Ready(Ok(sent));
+            }
+        } else if this.unsent.len() >= WRITE_BUFFER {
+            return Poll::Pending;
+        }
+        let kept = bytes.len().min(WRITE_BUFFER - this.unsent.len());
+        this.unsent.extend_from_slice(bytes.get(..kept).unwrap_or(bytes));
+        Poll::Ready(Ok(kept))
+    }
+
+    /// Does not wait for what is kept, since reading sends it.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        match self.poll_send(context) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.gate.is_condemned() {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_send(context))?;
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::super::gate::{BufferMemory, SINGLE_LIMIT};
+    use super::*;
+
+    fn transport(capacity: usize) -> (Transport<DuplexStream>, DuplexStream, Arc<Gate>) {
+        let gate = Gate::new(&BufferMemory::new(256 << 20), Arc::default());
+        let (near, far) = duplex(capacity);
+        (Transport::new(near, Arc::clone(&gate), Arc::default()), far, gate)
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_in_order_both_ways() {
+        let (transport, far, _gate) = transport(1000);
+        let (mut near_read, mut near_write) = tokio::io::split(transport);
+        let (mut far_read, mut far_write) = tokio::io::split(far);
+        let sent: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8).collect();
+        let (mut down, mut up) = (Vec::new(), vec![0; sent.len()]);
+        let near = async { tokio::try_join!(near_read.read_to_end(&mut down), near_write.write_all(&sent)) };
+        let far = async {
+            tokio::try_join!(far_read.read_exact(&mut up), far_write.write_all(&sent))?;
+            far_write.shutdown().await
+        };
+        tokio::try_join!(near, far).unwrap();
+        assert!(down == sent && up == sent);
+    }
+
+    #[tokio::test]
+    async fn a_full_socket_does_not_stop_reading() {
+        let (mut transport, mut far, _gate) = transport(100);
+        transport.write_all(&[1; 10_000]).await.unwrap();
+        transport.flush().await.unwrap();
+        far.write_all(b"hello").await.unwrap();
+        let mut word = [0; 5];
+        transport.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"hello");
+        // What was kept is sent while reading.
+        let reader = tokio::spawn(async move { transport.read_u8().await });
+        let mut sent = vec![0; 10_000];
+        far.read_exact(&mut sent).await.unwrap();
+        assert!(sent.iter().all(|byte| *byte == 1));
+        far.write_u8(7).await.unwrap();
+        assert_eq!(reader.await.unwrap().unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_takes_nothing_costs_bounded_memory() {
+        let (mut transport, _far, _gate) = transport(100);
+        let block = vec![0; 64 << 10];
+        let mut taken = 0;
+        while let Ok(result) =
+            tokio::time::timeout(std::time::Duration::from_millis(50), transport.write(&block)).await
+        {
+            taken += result.unwrap();
+            assert!(taken <= WRITE_BUFFER + 100, "{taken} bytes were taken");
+        }
+        assert_eq!(taken, WRITE_BUFFER + 100);
+    }
+
+    #[tokio::test]
+    async fn a_shut_gate_stops_reading_but_not_writing() {
+        let (mut transport, mut far, gate) = transport(1000);
+        gate.seat();
+        gate.hold(SINGLE_LIMIT);
+        far.write_all(b"later").await.unwrap();
+        let mut word = [0; 5];
+        let early =
+            tokio::time::timeout(std::time::Duration::from_millis(20), transport.read_exact(&mut word));
+        assert!(early.await.is_err());
+        transport.write_all(b"ping").await.unwrap();
+        let mut ping = [0; 4];
+        far.read_exact(&mut ping).await.unwrap();
+        let reading = tokio::spawn(async move { transport.read_exact(&mut word).await.map(|_| word) });
+        gate.release(SINGLE_LIMIT);
+        assert_eq!(&reading.await.unwrap().unwrap(), b"later");
+    }
+
+    #[tokio::test]
+    async fn condemned_it_fails_at_once() {
+        let (transport, _far, gate) = transport(1000);
+        let (mut reader, mut writer) = tokio::io::split(transport);
+        gate.seat();
+        gate.hold(SINGLE_LIMIT);
+        let reading = tokio::spawn(async move { reader.read_u8().await });
+        tokio::task::yield_now().await;
+        gate.condemn();
+        assert!(reading.await.unwrap().is_err());
+        assert!(writer.write_u8(1).await.is_err());
+        writer.shutdown().await.unwrap();
+    }
+}
