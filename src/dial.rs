@@ -96,3 +96,6 @@ pub trait Outbound: Send + 'static {
     /// Says that no more will be sent; receiving goes on.
     fn end(&mut self) -> impl Future<Output = Result<(), Gone>> + Send;
 }
+
+#[cfg(test)]
+pub(crate) mod fake;

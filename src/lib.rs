@@ -21,4 +21,10 @@ pub mod dial;
 pub mod lanes;
 pub mod metrics;
 
+pub mod client;
+pub mod credentials;
+pub mod listener;
+pub mod postgres;
+pub mod pump;
+pub mod signals;
 pub mod ssh;

@@ -1,0 +1,238 @@
+//! A tunnel made of channels in memory: a test plays the bastion.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tokio::sync::{Notify, mpsc};
+
+use super::*;
+
+/// What a client sent through a link.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    Data(Bytes),
+    End,
+}
+
+/// The bastion's side of a link.
+pub(crate) struct FarEnd {
+    pub(crate) arrivals: mpsc::UnboundedSender<Arrival>,
+    pub(crate) sent: mpsc::Receiver<Sent>,
+}
+
+impl FarEnd {
+    pub(crate) fn say(&self, bytes: &'static [u8]) {
+        self.arrive(Arrival::Data(Bytes::from_static(bytes)));
+    }
+
+    pub(crate) fn arrive(&self, arrival: Arrival) {
+        self.arrivals.send(arrival).expect("the link is gone");
+    }
+
+    /// Everything the client sends until `len` bytes have come or it ends.
+    pub(crate) async fn hear(&mut self, len: usize) -> Vec<u8> {
+        let mut heard = Vec::new();
+        while heard.len() < len {
+            match self.sent.recv().await {
+                Some(Sent::Data(bytes)) => heard.extend(bytes),
+                Some(Sent::End) | None => break,
+            }
+        }
+        heard
+    }
+}
+
+pub(crate) struct FakeInbound {
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
+    pub(crate) backlog: Arc<AtomicUsize>,
+    held: usize,
+}
+
+impl Inbound for FakeInbound {
+    fn poll_arrival(&mut self, context: &mut Context<'_>) -> Poll<Arrival> {
+        match self.arrivals.poll_recv(context) {
+            Poll::Ready(Some(arrival)) => {
+                if let Arrival::Data(bytes) = &arrival {
+                    self.held += bytes.len();
+                    self.backlog.fetch_add(bytes.len(), Ordering::SeqCst);
+                }
+                Poll::Ready(arrival)
+            }
+            _ => Poll::Pending,
+        }
+    }
+
+    fn passed_on(&mut self, bytes: usize) {
+        self.held -= bytes;
+        self.backlog.fetch_sub(bytes, Ordering::SeqCst);
+    }
+}
+
+impl Drop for FakeInbound {
+    fn drop(&mut self) {
+        self.backlog.fetch_sub(self.held, Ordering::SeqCst);
+    }
+}
+
+pub(crate) struct FakeOutbound(mpsc::Sender<Sent>);
+
+impl Outbound for FakeOutbound {
+    async fn send(&mut self, bytes: Bytes) -> Result<(), Gone> {
+        self.0.send(Sent::Data(bytes)).await.map_err(|_| Gone)
+    }
+
+    async fn end(&mut self) -> Result<(), Gone> {
+        self.0.send(Sent::End).await.map_err(|_| Gone)
+    }
+}
+
+/// A link and its far end.
+pub(crate) fn link() -> (FakeInbound, FakeOutbound, FarEnd) {
+    let (arrivals, receive) = mpsc::unbounded_channel();
+    let (send, sent) = mpsc::channel(4);
+    let inbound = FakeInbound { arrivals: receive, backlog: Arc::default(), held: 0 };
+    (inbound, FakeOutbound(send), FarEnd { arrivals, sent })
+}
+
+/// What the bastion answers to the opens of a session.
+pub(crate) type Answers = Arc<Mutex<VecDeque<Result<(FakeInbound, FakeOutbound), Failure>>>>;
+
+pub(crate) struct FakeSeat {
+    pub(crate) session: u64,
+    pub(crate) lane: tokio::runtime::Handle,
+    pub(crate) blocked_since: Arc<Mutex<Option<Instant>>>,
+    pub(crate) answers: Answers,
+    taken: Arc<AtomicUsize>,
+}
+
+impl Seat for FakeSeat {
+    type Inbound = FakeInbound;
+    type Outbound = FakeOutbound;
+
+    fn session(&self) -> u64 {
+        self.session
+    }
+
+    fn lane(&self) -> &tokio::runtime::Handle {
+        &self.lane
+    }
+
+    async fn open(&self, _: &HostPort) -> Result<(FakeInbound, FakeOutbound), Failure> {
+        let answer = self.answers.lock().unwrap().pop_front();
+        match answer {
+            Some(answer) => answer,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn blocked_since(&self) -> Option<Instant> {
+        *self.blocked_since.lock().unwrap()
+    }
+}
+
+impl Drop for FakeSeat {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct FakeDial(Arc<Inner>);
+
+struct Inner {
+    up: AtomicBool,
+    changed: Notify,
+    answers: Answers,
+    blocked_since: Arc<Mutex<Option<Instant>>>,
+    taken: Arc<AtomicUsize>,
+    doubts: AtomicUsize,
+    state: watch::Sender<Arc<TunnelState>>,
+}
+
+impl FakeDial {
+    /// A tunnel that is up or down.
+    pub(crate) fn new(up: bool) -> Self {
+        Self(Arc::new(Inner {
+            up: AtomicBool::new(up),
+            changed: Notify::new(),
+            answers: Arc::default(),
+            blocked_since: Arc::default(),
+            taken: Arc::default(),
+            doubts: AtomicUsize::new(0),
+            state: watch::Sender::default(),
+        }))
+    }
+
+    pub(crate) fn set_up(&self, up: bool) {
+        self.0.up.store(up, Ordering::SeqCst);
+        self.0.changed.notify_waiters();
+    }
+
+    /// The next open succeeds; returns its far end.
+    pub(crate) fn answer(&self) -> FarEnd {
+        let (inbound, outbound, far) = link();
+        self.0.answers.lock().unwrap().push_back(Ok((inbound, outbound)));
+        far
+    }
+
+    /// The next open fails.
+    pub(crate) fn refuse(&self, failure: Failure) {
+        self.0.answers.lock().unwrap().push_back(Err(failure));
+    }
+
+    pub(crate) fn publish(&self, state: TunnelState) {
+        self.0.state.send_replace(Arc::new(state));
+    }
+
+    /// Clients share a session that takes nothing more, or do not.
+    pub(crate) fn block(&self, blocked: bool) {
+        let since = blocked.then(|| tokio::time::Instant::now().into_std());
+        *self.0.blocked_since.lock().unwrap() = since;
+    }
+
+    pub(crate) fn seats_taken(&self) -> usize {
+        self.0.taken.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn doubts(&self) -> usize {
+        self.0.doubts.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn seat_now(&self) -> FakeSeat {
+        self.0.taken.fetch_add(1, Ordering::SeqCst);
+        FakeSeat {
+            session: 1,
+            lane: tokio::runtime::Handle::current(),
+            blocked_since: Arc::clone(&self.0.blocked_since),
+            answers: Arc::clone(&self.0.answers),
+            taken: Arc::clone(&self.0.taken),
+        }
+    }
+}
+
+impl Dial for FakeDial {
+    type Seat = FakeSeat;
+
+    async fn seat(&self) -> FakeSeat {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.0.up.load(Ordering::SeqCst) {
+                return self.seat_now();
+            }
+            changed.await;
+        }
+    }
+
+    async fn probe_seat(&self) -> Option<FakeSeat> {
+        self.0.up.load(Ordering::SeqCst).then(|| self.seat_now())
+    }
+
+    fn state(&self) -> watch::Receiver<Arc<TunnelState>> {
+        self.0.state.subscribe()
+    }
+
+    fn doubt(&self) {
+        self.0.doubts.fetch_add(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,349 @@
+//! Carries one client: both directions at once, each at its own pace, until one of them ends it all.
+//!
+//! An end of data passes through in each direction by itself. A link that is lost is told apart from one that is
+//! closed, so that a client never takes half a result for a whole one. The pump changes and delays nothing; it
+//! shows the bytes to the [`Meter`]. What becomes of the client afterwards, [`crate::forward`] decides.
+
+mod downlink;
+mod ferry;
+mod queue;
+
+use std::future::{pending, poll_fn};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::net::tcp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::dial::{Arrival, Gone, Inbound, Outbound, Seat};
+use crate::failure::{Cause, Failure};
+use crate::metrics::{DatabaseMetrics, Direction};
+use crate::pgwire::Observer;
+use crate::state::ClientState;
+use downlink::{Downlink, DownlinkEnd};
+pub use ferry::ferry;
+
+/// What a client may have sent before the database's first byte and still be carried anew, in bytes.
+pub const MAX_FIRST_BYTES: usize = 16 << 10;
+
+/// Bytes read from a client at a time: what fits into one SSH packet.
+const READ_BLOCK: usize = 32 << 10;
+
+/// How long the bastion may take to close a channel of which both directions have ended.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a database may go on sending to a client that has left, in bytes, before the channel is closed by us.
+const ABANDONED_BYTES: usize = 4 << 20;
+
+/// A client's socket.
+pub trait Local: Send + Sync + 'static {
+    /// Its receiving half.
+    type Read<'a>: LocalRead;
+    /// Its sending half.
+    type Write<'a>: AsyncWrite + Unpin + Send;
+
+    /// Both halves at once.
+    fn halves(&mut self) -> (Self::Read<'_>, Self::Write<'_>);
+}
+
+/// The receiving half of a client's socket.
+pub trait LocalRead: AsyncRead + Unpin + Send + Sync {
+    /// Waits until reading is worth a buffer.
+    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()>;
+}
+
+impl Local for TcpStream {
+    type Read<'a> = tcp::ReadHalf<'a>;
+    type Write<'a> = tcp::WriteHalf<'a>;
+
+    fn halves(&mut self) -> (tcp::ReadHalf<'_>, tcp::WriteHalf<'_>) {
+        self.split()
+    }
+}
+
+impl LocalRead for tcp::ReadHalf<'_> {
+    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()> {
+        // An error shows again when reading.
+        self.as_ref().poll_read_ready(context).map(drop)
+    }
+}
+
+/// What a client sent before the database answered: enough to begin again on another session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FirstBytes {
+    /// At most [`MAX_FIRST_BYTES`].
+    pub bytes: Vec<u8>,
+    /// The client sends no more.
+    pub ended: bool,
+}
+
+/// Watches and counts what passes.
+pub struct Meter<'a> {
+    client: &'a ClientState,
+    metrics: &'a DatabaseMetrics,
+    /// Only this client's task locks it, for a moment each time.
+    watched: Mutex<Watched>,
+}
+
+struct Watched {
+    observer: Observer,
+    /// The database's series know of the session's beginning.
+    announced: bool,
+    /// A byte has come from the database.
+    answered: bool,
+    /// What would have to be sent again; nothing once that makes no sense any more.
+    first: Option<FirstBytes>,
+    last_byte: Instant,
+}
+
+impl<'a> Meter<'a> {
+    /// Starts at zero.
+    #[must_use]
+    pub fn new(client: &'a ClientState, metrics: &'a DatabaseMetrics) -> Self {
+        let watched = Watched {
+            observer: Observer::default(),
+            announced: false,
+            answered: false,
+            first: Some(FirstBytes::default()),
+            last_byte: Instant::now(),
+        };
+        Self { client, metrics, watched: Mutex::new(watched) }
+    }
+
+    /// Bytes are about to be sent to the database.
+    fn sending(&self, bytes: &[u8]) {
+        let mut watched = self.lock();
+        let keep = !watched.answered
+            && watched.first.as_ref().is_some_and(|first| first.bytes.len() + bytes.len() <= MAX_FIRST_BYTES);
+        match &mut watched.first {
+            Some(first) if keep => first.bytes.extend_from_slice(bytes),
+            first => *first = None,
+        }
+        watched.observer.client_sent(bytes);
+        self.announce_startup(&mut watched);
+    }
+
+    fn sent(&self, bytes: usize) {
+        self.lock().last_byte = Instant::now();
+        self.client.to_database.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.metrics.passed(Direction::ToDatabase, bytes);
+    }
+
+    fn client_ended(&self) {
+        if let Some(first) = &mut self.lock().first {
+            first.ended = true;
+        }
+    }
+
+    /// Bytes have come from the database.
+    fn arrived(&self, bytes: &[u8]) {
+        let mut watched = self.lock();
+        watched.answered = true;
+        watched.first = None;
+        watched.observer.server_sent(bytes);
+        self.announce_startup(&mut watched);
+    }
+
+    /// The client has taken bytes.
+    fn delivered(&self, bytes: usize) {
+        self.lock().last_byte = Instant::now();
+        self.client.from_database.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.metrics.passed(Direction::FromDatabase, bytes);
+    }
+
+    fn announce_startup(&self, watched: &mut Watched) {
+        if !watched.announced
+            && let Some(encryption) = watched.observer.encryption()
+        {
+            watched.announced = true;
+            self.metrics.startup(encryption);
+        }
+    }
+
+    fn idle_at(&self, idle: Option<Duration>) -> Option<Instant> {
+        idle.map(|idle| self.lock().last_byte + idle)
+    }
+
+    /// What the client would have to send again, if it can.
+    fn replayable(&self) -> Option<FirstBytes> {
+        self.lock().first.take()
+    }
+
+    fn at_boundary(&self) -> bool {
+        self.lock().observer.at_boundary()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a client may be ended before it is done.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// Without traffic for so long.
+    pub idle: Option<Duration>,
+    /// Not reading for so long while it blocks others.
+    pub stall: Duration,
+    /// When cancelled, every client is.
+    pub stop: CancellationToken,
+}
+
+/// How carrying a client ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Both directions came to their end.
+    Done,
+    /// The client went away; what the database still sends is for nobody.
+    ClientLeft,
+    /// The session was lost before the database said anything: the client can begin again.
+    Again(FirstBytes, Failure),
+    /// The client must be ended. `at_boundary`: everything that arrived was passed on, and a message of ours may
+    /// follow it.
+    Cut {
+        /// Why.
+        failure: Failure,
+        /// Whether it can be told in the protocol.
+        at_boundary: bool,
+    },
+}
+
+/// How the client's direction ended.
+enum UplinkEnd {
+    /// The client sends no more, and the database was told.
+    Ended,
+    /// Reading failed.
+    Left,
+}
+
+/// Carries a client until one side has ended it. `first` is what it has sent already.
+pub async fn pump<L: Local, S: Seat>(
+    local: &mut L,
+    seat: &S,
+    inbound: &mut S::Inbound,
+    outbound: &mut S::Outbound,
+    first: FirstBytes,
+    meter: &Meter<'_>,
+    bounds: &Bounds,
+) -> Ending {
+    let (mut read, write) = local.halves();
+    let mut uplink = std::pin::pin!(uplink(&mut read, outbound, first, meter));
+    let mut downlink = Downlink::new(write, inbound, meter, bounds.stall, || seat.blocked_since());
+    let mut uplink_ended = false;
+    let mut close_by: Option<Instant> = None;
+    let end = loop {
+        if uplink_ended && downlink.has_ended() {
+            close_by.get_or_insert(Instant::now() + CLOSE_PATIENCE);
+        }
+        tokio::select! {
+            biased;
+            () = bounds.stop.cancelled() => break DownlinkEnd::Cut(drained()),
+            // Without an end only the database's direction is over, and the link is still open.
+            end = downlink.run() => if let Some(end) = end { break end },
+            end = &mut uplink, if !uplink_ended => match end {
+                UplinkEnd::Ended => uplink_ended = true,
+                UplinkEnd::Left => break DownlinkEnd::Left,
+            },
+            () = sleep_until(meter.idle_at(bounds.idle)) => {
+                if meter.idle_at(bounds.idle).is_some_and(|at| at <= Instant::now()) {
+                    break DownlinkEnd::Cut(idle());
+                }
+            }
+            () = sleep_until(close_by) => break DownlinkEnd::Closed,
+        }
+    };
+    let flushed = downlink.is_flushed();
+    let cut = |failure| Ending::Cut { failure, at_boundary: flushed && meter.at_boundary() };
+    match end {
+        DownlinkEnd::Closed => Ending::Done,
+        DownlinkEnd::Left => Ending::ClientLeft,
+        DownlinkEnd::Cut(failure) => cut(failure),
+        DownlinkEnd::Lost(failure) => match meter.replayable() {
+            Some(first) => Ending::Again(first, failure),
+            None => cut(failure),
+        },
+    }
+}
+
+fn drained() -> Failure {
+    Failure::new(Cause::ClientDrained, "the daemon is stopping, and the time to finish is over")
+}
+
+fn idle() -> Failure {
+    Failure::new(Cause::ClientIdle, "nothing was sent or received for longer than `idle_timeout`")
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+async fn uplink<R: LocalRead, O: Outbound>(
+    read: &mut R,
+    outbound: &mut O,
+    first: FirstBytes,
+    meter: &Meter<'_>,
+) -> UplinkEnd {
+    if !first.bytes.is_empty() {
+        pass_on(outbound, first.bytes.into(), meter).await;
+    }
+    let mut ended = first.ended;
+    while !ended {
+        poll_fn(|context| read.poll_readable(context)).await;
+        // An idle client costs no buffer.
+        let mut buffer = BytesMut::with_capacity(READ_BLOCK);
+        match read.read_buf(&mut buffer).await {
+            Ok(0) => ended = true,
+            Ok(_) => pass_on(outbound, buffer.freeze(), meter).await,
+            Err(_) => return UplinkEnd::Left,
+        }
+    }
+    meter.client_ended();
+    match outbound.end().await {
+        Ok(()) => UplinkEnd::Ended,
+        Err(Gone) => pending().await,
+    }
+}
+
+/// Waits for ever where the link is gone: why, the receiving half says.
+async fn pass_on<O: Outbound>(outbound: &mut O, bytes: Bytes, meter: &Meter<'_>) {
+    let len = bytes.len();
+    meter.sending(&bytes);
+    if outbound.send(bytes).await.is_err() {
+        pending::<()>().await;
+    }
+    meter.sent(len);
+}
+
+/// Ends a link whose client has left: tells the database, and waits for it to close, since a channel that we
+/// close first leaves a remnant in the session. Gives up on a database that goes on sending.
+pub async fn abandon<I: Inbound, O: Outbound>(mut inbound: I, mut outbound: O) {
+    let farewell = async {
+        if outbound.end().await.is_err() {
+            return;
+        }
+        let mut received = 0;
+        while received < ABANDONED_BYTES {
+            match poll_fn(|context| inbound.poll_arrival(context)).await {
+                Arrival::Data(bytes) => {
+                    received += bytes.len();
+                    inbound.passed_on(bytes.len());
+                }
+                Arrival::End => {}
+                Arrival::Closed | Arrival::Lost(_) => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(CLOSE_PATIENCE, farewell).await;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,240 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex};
+
+use super::*;
+use crate::dial::fake::{FakeDial, FarEnd, Sent, link};
+use crate::ids::Name;
+use crate::metrics::Metrics;
+use crate::state::Moment;
+
+impl Local for DuplexStream {
+    type Read<'a> = ReadHalf<&'a mut DuplexStream>;
+    type Write<'a> = WriteHalf<&'a mut DuplexStream>;
+
+    fn halves(&mut self) -> (Self::Read<'_>, Self::Write<'_>) {
+        tokio::io::split(self)
+    }
+}
+
+impl LocalRead for ReadHalf<&mut DuplexStream> {
+    fn poll_readable(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+const STARTUP: &[u8] = b"\0\0\0\x11\0\x03\0\0user\0me\0\0";
+const READY: &[u8] = b"Z\0\0\0\x05I";
+
+struct Carried {
+    client: DuplexStream,
+    far: FarEnd,
+    dial: FakeDial,
+    stop: CancellationToken,
+    ending: tokio::task::JoinHandle<Ending>,
+    state: Arc<ClientState>,
+}
+
+/// A client carried over a link whose far end the test plays.
+fn carry(first: FirstBytes, idle: Option<Duration>) -> Carried {
+    let (client, mut local) = duplex(1 << 10);
+    let (mut inbound, mut outbound, far) = link();
+    let dial = FakeDial::new(true);
+    let seat = dial.seat_now();
+    let stop = CancellationToken::new();
+    let bounds = Bounds { idle, stall: Duration::from_secs(60), stop: stop.clone() };
+    let now = Moment { instant: std::time::Instant::now(), wall: SystemTime::now() };
+    let state = Arc::new(ClientState::new(1, SocketAddr::from(([127, 0, 0, 1], 1)), now));
+    let name = |text| Name::parse(text).unwrap();
+    let metrics = Metrics::new().unwrap().database(&name("d"), &name("b"));
+    let ending = tokio::spawn({
+        let state = Arc::clone(&state);
+        async move {
+            let meter = Meter::new(&state, &metrics);
+            pump(&mut local, &seat, &mut inbound, &mut outbound, first, &meter, &bounds).await
+        }
+    });
+    Carried { client, far, dial, stop, ending, state }
+}
+
+fn lost() -> Arrival {
+    Arrival::Lost(Failure::new(Cause::SessionReset, "gone"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_close_passes_both_ways() {
+    let mut carried = carry(FirstBytes::default(), None);
+    carried.client.write_all(b"question").await.unwrap();
+    carried.client.shutdown().await.unwrap();
+    assert_eq!(carried.far.hear(8).await, b"question");
+    assert_eq!(carried.far.sent.recv().await, Some(Sent::End));
+    carried.far.say(b"answer");
+    carried.far.arrive(Arrival::End);
+    let mut answer = Vec::new();
+    carried.client.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"answer");
+    carried.far.arrive(Arrival::Closed);
+    assert_eq!(carried.ending.await.unwrap(), Ending::Done);
+    let counted = (&carried.state.to_database, &carried.state.from_database);
+    assert_eq!((counted.0.load(Ordering::Relaxed), counted.1.load(Ordering::Relaxed)), (8, 6));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_database_may_end_first_and_still_listen() {
+    let mut carried = carry(FirstBytes::default(), None);
+    carried.far.say(b"bye");
+    carried.far.arrive(Arrival::End);
+    let mut said = Vec::new();
+    carried.client.read_to_end(&mut said).await.unwrap();
+    carried.client.write_all(b"one more thing").await.unwrap();
+    assert_eq!(carried.far.hear(14).await, b"one more thing");
+    drop(carried.client);
+    assert_eq!(carried.far.sent.recv().await, Some(Sent::End));
+    // A bastion that never closes does not keep the client.
+    assert_eq!(carried.ending.await.unwrap(), Ending::Done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrived_is_written_before_the_link_closes() {
+    let mut carried = carry(FirstBytes::default(), None);
+    let big = vec![7u8; 100 << 10];
+    carried.far.arrive(Arrival::Data(Bytes::from(big.clone())));
+    carried.far.arrive(Arrival::Closed);
+    let mut read = Vec::new();
+    carried.client.read_to_end(&mut read).await.unwrap();
+    assert_eq!(read, big);
+    assert_eq!(carried.ending.await.unwrap(), Ending::Done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_before_an_answer_the_client_begins_again() {
+    let mut carried = carry(FirstBytes { bytes: b"SSL?".to_vec(), ended: false }, None);
+    assert_eq!(carried.far.hear(4).await, b"SSL?");
+    carried.client.write_all(b"more").await.unwrap();
+    assert_eq!(carried.far.hear(4).await, b"more");
+    carried.far.arrive(lost());
+    let Ending::Again(first, failure) = carried.ending.await.unwrap() else { panic!("not again") };
+    assert_eq!((first.bytes.as_slice(), first.ended), (&b"SSL?more"[..], false));
+    assert_eq!(failure.cause, Cause::SessionReset);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_after_an_answer_or_too_many_bytes_it_is_cut() {
+    let carried = carry(FirstBytes::default(), None);
+    carried.far.say(b"N");
+    carried.far.arrive(lost());
+    assert!(matches!(carried.ending.await.unwrap(), Ending::Cut { .. }));
+
+    let mut carried = carry(FirstBytes::default(), None);
+    let writer = tokio::spawn(async move {
+        carried.client.write_all(&vec![1; MAX_FIRST_BYTES + 1]).await.unwrap();
+        carried.client
+    });
+    assert_eq!(carried.far.hear(MAX_FIRST_BYTES + 1).await.len(), MAX_FIRST_BYTES + 1);
+    carried.far.arrive(lost());
+    assert!(matches!(carried.ending.await.unwrap(), Ending::Cut { .. }));
+    drop(writer);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_may_be_explained_only_between_messages() {
+    for (from_database, expected) in [(READY, true), (&READY[..4], false)] {
+        let mut carried = carry(FirstBytes::default(), None);
+        carried.client.write_all(STARTUP).await.unwrap();
+        carried.far.hear(STARTUP.len()).await;
+        carried.far.say(from_database);
+        carried.far.arrive(lost());
+        let Ending::Cut { at_boundary, .. } = carried.ending.await.unwrap() else { panic!("not cut") };
+        assert_eq!(at_boundary, expected, "{from_database:?}");
+        let mut read = Vec::new();
+        carried.client.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, from_database, "what had arrived was not passed on");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_and_is_lost_is_not_told() {
+    let mut carried = carry(FirstBytes::default(), None);
+    carried.client.write_all(STARTUP).await.unwrap();
+    carried.far.hear(STARTUP.len()).await;
+    for _ in 0..1000 {
+        carried.far.say(READY);
+    }
+    carried.far.arrive(lost());
+    assert!(matches!(carried.ending.await.unwrap(), Ending::Cut { at_boundary: false, .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_is_noticed() {
+    let mut carried = carry(FirstBytes::default(), None);
+    carried.far.arrive(Arrival::Data(Bytes::from(vec![1; 10_000])));
+    carried.client.read_u8().await.unwrap();
+    drop(carried.client);
+    assert_eq!(carried.ending.await.unwrap(), Ending::ClientLeft);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_client_is_ended_after_its_time() {
+    let started = Instant::now();
+    let mut carried = carry(FirstBytes::default(), Some(Duration::from_secs(100)));
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    carried.client.write_all(b"x").await.unwrap();
+    let Ending::Cut { failure, .. } = carried.ending.await.unwrap() else { panic!("not cut") };
+    assert_eq!((failure.cause, started.elapsed().as_secs()), (Cause::ClientIdle, 190));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_whoever_blocks_others_is_cut_for_not_reading() {
+    let carried = carry(FirstBytes::default(), None);
+    carried.far.arrive(Arrival::Data(Bytes::from(vec![1; 100_000])));
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(!carried.ending.is_finished(), "it was cut though it blocked nobody");
+    let blocked = Instant::now();
+    carried.dial.block(true);
+    let Ending::Cut { failure, .. } = carried.ending.await.unwrap() else { panic!("not cut") };
+    assert_eq!(failure.cause, Cause::ClientStalled);
+    assert!((60..=62).contains(&blocked.elapsed().as_secs()), "{:?}", blocked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_is_not_a_stalled_one() {
+    let mut carried = carry(FirstBytes::default(), None);
+    carried.dial.block(true);
+    carried.far.arrive(Arrival::Data(Bytes::from(vec![1; 100 << 10])));
+    carried.far.arrive(Arrival::Closed);
+    let mut read = 0;
+    while read < 100 << 10 {
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        let mut block = [0; 4 << 10];
+        read += carried.client.read(&mut block).await.unwrap();
+    }
+    assert_eq!(carried.ending.await.unwrap(), Ending::Done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn told_to_stop_it_stops() {
+    let carried = carry(FirstBytes::default(), None);
+    carried.stop.cancel();
+    let Ending::Cut { failure, .. } = carried.ending.await.unwrap() else { panic!("not cut") };
+    assert_eq!(failure.cause, Cause::ClientDrained);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_nobody_wants_any_more_is_left_in_good_order() {
+    let (inbound, outbound, mut far) = link();
+    let backlog = Arc::clone(&inbound.backlog);
+    let abandoned = tokio::spawn(abandon(inbound, outbound));
+    assert_eq!(far.sent.recv().await, Some(Sent::End));
+    far.say(b"leftovers");
+    far.arrive(Arrival::Closed);
+    abandoned.await.unwrap();
+    assert_eq!(backlog.load(Ordering::SeqCst), 0);
+
+    let (inbound, outbound, far) = link();
+    let started = Instant::now();
+    abandon(inbound, outbound).await;
+    assert_eq!(started.elapsed(), CLOSE_PATIENCE, "a silent bastion was waited for");
+    drop(far);
+}
