@@ -20,9 +20,9 @@ pub trait Dial: Clone + Send + Sync + 'static {
     /// A place on one of its sessions.
     type Seat: Seat;
 
-    /// Waits until a session can take one more client, for as long as the caller likes. The future may be dropped
-    /// at any time.
-    fn seat(&self) -> impl Future<Output = Self::Seat> + Send;
+    /// Waits until a session can take one more client, for as long as the caller likes. `avoid` is a session on
+    /// which the client has just failed. The future may be dropped at any time.
+    fn seat(&self, avoid: Option<u64>) -> impl Future<Output = Self::Seat> + Send;
 
     /// A place for a probe on a session whose gate is open, if there is one now. It does not count as a client.
     fn probe_seat(&self) -> impl Future<Output = Option<Self::Seat>> + Send;
@@ -55,6 +55,9 @@ pub trait Seat: Send + Sync + 'static {
         &self,
         target: &HostPort,
     ) -> impl Future<Output = Result<(Self::Inbound, Self::Outbound), Failure>> + Send;
+
+    /// Whether the session takes anything from the bastion at the moment; if not, silence says nothing about it.
+    fn is_open(&self) -> bool;
 
     /// Since when the session takes nothing more from the bastion while clients share it: a client that does not
     /// read is to blame.

@@ -12,6 +12,9 @@ pub const SUSPECT_AFTER: Duration = Duration::from_secs(10);
 
 const SHUT_GATE_INTERVAL: Duration = Duration::from_secs(10);
 
+/// A suspect session is looked at this often, so that it serves again soon after it has answered.
+const SUSPECT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What the transport knows at the moment of a check.
 #[derive(Clone, Copy, Debug)]
 pub struct Sign {
@@ -109,8 +112,9 @@ impl Keepalive {
         let suspect = suspect_at.is_some_and(|at| now >= at);
         let next_ping = if ping { now + self.interval } else { due };
         let next = match suspect_at {
-            Some(at) if !suspect => at.min(next_ping),
-            _ => next_ping,
+            Some(_) if suspect => next_ping.min(now + SUSPECT_INTERVAL),
+            Some(at) => at.min(next_ping),
+            None => next_ping,
         };
         Finding { ping, suspect, lost: now >= lost_at, next: next.min(lost_at) }
     }

@@ -27,4 +27,20 @@ pub mod listener;
 pub mod postgres;
 pub mod pump;
 pub mod signals;
+pub mod socket_table;
 pub mod ssh;
+pub mod stamps;
+
+pub mod session;
+
+pub mod forward;
+pub mod probe;
+pub mod tunnel;
+
+pub mod supervisor;
+
+pub mod http;
+pub mod telemetry;
+
+pub mod app;
+pub mod cli;

@@ -1,2 +1,7 @@
-//! The binary: reads the command line and exits with the right code.
-fn main() {}
+//! The binary: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tunnelkeeper::cli::main(std::env::args_os())
+}

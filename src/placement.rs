@@ -39,11 +39,14 @@ pub struct Placement {
     pub grow: bool,
 }
 
-/// Places one client. `dialling` counts sessions on their way to be established.
+/// Places one client. `dialling` counts sessions on their way to be established; `avoid` is a session on which the
+/// client has just failed: it is taken only if there is no other.
 #[must_use]
-pub fn place(pool: &[Candidate], dialling: usize, bounds: PoolBounds) -> Placement {
+pub fn place(pool: &[Candidate], dialling: usize, bounds: PoolBounds, avoid: Option<u64>) -> Placement {
     let usable = || pool.iter().filter(|candidate| candidate.usable);
-    let best = usable().filter(|candidate| candidate.gate_open).min_by_key(|candidate| candidate.clients);
+    let best = usable()
+        .filter(|candidate| candidate.gate_open)
+        .min_by_key(|candidate| (avoid == Some(candidate.id), candidate.clients));
     let total = pool.len() + dialling;
     let grow = match best {
         Some(best) => best.clients > 0 && total < bounds.max,
@@ -105,11 +108,18 @@ mod tests {
             ((1..=8).map(shut).collect(), 0, None, false),
         ] {
             assert_eq!(
-                place(&pool, dialling, BOUNDS),
+                place(&pool, dialling, BOUNDS, None),
                 Placement { seat, grow },
                 "{pool:?} dialling {dialling}"
             );
         }
+    }
+
+    #[test]
+    fn a_session_that_failed_is_avoided_where_there_is_another() {
+        let pool = [session(1, 0), session(2, 7)];
+        assert_eq!(place(&pool, 0, BOUNDS, Some(1)).seat, Some(2));
+        assert_eq!(place(&pool[..1], 0, BOUNDS, Some(1)).seat, Some(1));
     }
 
     #[test]
@@ -136,7 +146,7 @@ mod tests {
                 .enumerate()
                 .map(|(id, (usable, gate_open, clients))| Candidate { id: id as u64, usable, gate_open, clients })
                 .collect();
-            let placement = place(&pool, dialling, BOUNDS);
+            let placement = place(&pool, dialling, BOUNDS, None);
             let good = |candidate: &&Candidate| candidate.usable && candidate.gate_open;
             match placement.seat {
                 Some(id) => {

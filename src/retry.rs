@@ -56,7 +56,9 @@ impl Retry {
         } else if self.busy > 0 {
             Next { after: BUSY.ceiling(self.busy).mul_f64(1.0 + 0.2 * random).min(BUSY.max), refusing: false }
         } else {
-            Next { after: self.bounds.delay(self.failures, random), refusing: false }
+            // A bastion that has come as far as to refuse us is there again, however long it was away before.
+            let failures = if self.refusals > 0 { self.refusals } else { self.failures };
+            Next { after: self.bounds.delay(failures, random), refusing: false }
         }
     }
 }
@@ -102,6 +104,13 @@ mod tests {
         waits(&mut retry, Cause::AuthRejected, 0.5, 3);
         assert!(!retry.after(Cause::TcpRefused, 0.5).refusing);
         assert!(!retry.after(Cause::AuthRejected, 0.5).refusing);
+    }
+
+    #[test]
+    fn a_refusal_after_a_long_outage_gets_its_tries_soon() {
+        let mut retry = retry();
+        waits(&mut retry, Cause::TcpRefused, 1.0, 9);
+        assert_eq!(waits(&mut retry, Cause::AuthRejected, 1.0, 2), [(200, false), (400, false)]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::failure::Failure;
+use crate::failure::{Cause, Failure};
 
 /// A point in time, for arithmetic (monotonic) and for people (wall clock).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,6 +203,8 @@ pub struct ForwardState {
     pub accepting: bool,
     /// The last time a client could not be connected to the database though a session was there.
     pub last_failure: Option<Incident>,
+    /// Why clients cannot be connected at the moment.
+    pub failing: Option<Cause>,
     /// Its clients.
     pub clients: Arc<ClientRoll>,
 }
@@ -378,7 +380,6 @@ mod tests {
 
     #[test]
     fn an_incident_keeps_its_beginning_while_the_cause_stays() {
-        use crate::failure::Cause;
         let at = moments();
         let mut slot = None;
         Incident::record(&mut slot, Failure::new(Cause::TcpRefused, "a"), at(1));

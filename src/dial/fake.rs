@@ -126,6 +126,10 @@ impl Seat for FakeSeat {
         }
     }
 
+    fn is_open(&self) -> bool {
+        self.blocked_since().is_none()
+    }
+
     fn blocked_since(&self) -> Option<Instant> {
         *self.blocked_since.lock().unwrap()
     }
@@ -153,7 +157,7 @@ struct Inner {
 impl FakeDial {
     /// A tunnel that is up or down.
     pub(crate) fn new(up: bool) -> Self {
-        Self(Arc::new(Inner {
+        let dial = Self(Arc::new(Inner {
             up: AtomicBool::new(up),
             changed: Notify::new(),
             answers: Arc::default(),
@@ -161,10 +165,14 @@ impl FakeDial {
             taken: Arc::default(),
             doubts: AtomicUsize::new(0),
             state: watch::Sender::default(),
-        }))
+        }));
+        dial.set_up(up);
+        dial
     }
 
     pub(crate) fn set_up(&self, up: bool) {
+        let now = crate::state::Moment::at(tokio::time::Instant::now().into_std());
+        self.0.state.send_modify(|state| Arc::make_mut(state).uptime.set(up, now));
         self.0.up.store(up, Ordering::SeqCst);
         self.0.changed.notify_waiters();
     }
@@ -214,7 +222,7 @@ impl FakeDial {
 impl Dial for FakeDial {
     type Seat = FakeSeat;
 
-    async fn seat(&self) -> FakeSeat {
+    async fn seat(&self, _: Option<u64>) -> FakeSeat {
         loop {
             let changed = self.0.changed.notified();
             if self.0.up.load(Ordering::SeqCst) {

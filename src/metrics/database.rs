@@ -301,6 +301,12 @@ impl DatabaseMetrics {
         counter.inc_by(bytes as u64);
     }
 
+    /// All bytes passed on so far: it grows while clients are active.
+    #[must_use]
+    pub fn passed_in_total(&self) -> u64 {
+        self.to_database.get() + self.from_database.get()
+    }
+
     /// A client began a session.
     pub fn startup(&self, encryption: Encryption) {
         match encryption {

@@ -1,6 +1,7 @@
 //! A link as an ordinary stream, for a user that needs one and not the last microsecond: the probe.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -13,7 +14,7 @@ const BUFFER: usize = 64 << 10;
 
 /// Ferries bytes between a link and the returned stream until either ends. A link that is lost is a broken stream
 /// to the reader: the end comes without the closing that every protocol above has of its own.
-pub fn ferry<S: Seat>(seat: S, mut inbound: S::Inbound, mut outbound: S::Outbound) -> DuplexStream {
+pub fn ferry<S: Seat>(seat: Arc<S>, mut inbound: S::Inbound, mut outbound: S::Outbound) -> DuplexStream {
     let (near, far) = duplex(BUFFER);
     let lane = seat.lane().clone();
     lane.spawn(async move {
@@ -67,7 +68,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn bytes_pass_and_the_seat_is_given_back() {
         let (dial, (inbound, outbound, mut far)) = (FakeDial::new(true), link());
-        let mut stream = ferry(dial.seat_now(), inbound, outbound);
+        let mut stream = ferry(Arc::new(dial.seat_now()), inbound, outbound);
         stream.write_all(b"ping").await.unwrap();
         assert_eq!(far.hear(4).await, b"ping");
         far.say(b"pong");
@@ -85,7 +86,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_closed_link_is_the_end_of_the_stream() {
         let (dial, (inbound, outbound, far)) = (FakeDial::new(true), link());
-        let mut stream = ferry(dial.seat_now(), inbound, outbound);
+        let mut stream = ferry(Arc::new(dial.seat_now()), inbound, outbound);
         far.say(b"last words");
         far.arrive(Arrival::Closed);
         let mut heard = Vec::new();

@@ -51,6 +51,13 @@ pub(super) struct Shared {
     lane: runtime::Handle,
 }
 
+/// A connection that nobody holds any more ends, also where its owner broke.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.gate.condemn();
+    }
+}
+
 impl Connection {
     pub(super) fn new(
         handle: Handle<Guard>,
@@ -100,6 +107,13 @@ impl Connection {
         };
         // russh also returns in good order when the session ends meanwhile.
         if answered && !self.0.handle.is_closed() { Ok(started.elapsed()) } else { Err(self.ended().await) }
+    }
+
+    /// Tells the bastion that nobody will ever want to run anything over this connection.
+    pub async fn renounce_shells(&self) {
+        // Asking for an answer keeps russh's queue of awaited answers in step. A session that has ended needs no
+        // telling.
+        let _ = self.0.handle.no_more_sessions(true).await;
     }
 
     /// Connects to `target` through the bastion.

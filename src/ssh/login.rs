@@ -34,7 +34,7 @@ impl Connected {
             )),
         };
         match outcome {
-            Ok(()) => Ok(self.into_connection().await),
+            Ok(()) => Ok(Connection::new(self.handle, self.bastion, self.gate, self.obituary, self.refusal)),
             Err(failure) => {
                 // What russh reports as a rejection may be the end of the connection; the bastion's last words,
                 // where there are some, explain it better than we can.
@@ -46,13 +46,6 @@ impl Connected {
                 })
             }
         }
-    }
-
-    async fn into_connection(self) -> Connection {
-        // We never run anything on the bastion, and want nobody else on this connection to. Asking for an answer
-        // keeps russh's queue of awaited answers in step.
-        let _ = self.handle.no_more_sessions(true).await;
-        Connection::new(self.handle, self.bastion, self.gate, self.obituary, self.refusal)
     }
 }
 

@@ -1,0 +1,160 @@
+//! The daemon from its configuration to its end: binds everything, starts it, waits to be told to stop.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::Builder;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::board::{Board, Stage};
+use crate::http;
+use crate::lanes::Lanes;
+use crate::listener::{BindError, Bound};
+use crate::metrics::Metrics;
+use crate::settings::plan::{DatabasePlan, Plan};
+use crate::settings::{Settings, show_duration};
+use crate::signals::{self, Request};
+use crate::snapshot::Stamp;
+use crate::supervisor::Supervisor;
+
+/// Why the daemon could not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// A listener cannot be bound; the key that names its address.
+    Bind(String, BindError),
+    /// The system refuses something that every start needs.
+    System(String),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind(key, error) => write!(f, "{key}: {error}"),
+            Self::System(text) => f.write_str(text),
+        }
+    }
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When it cannot start; nothing runs then.
+pub fn run(settings: &Settings) -> Result<(), StartError> {
+    let system =
+        |error: io::Error| StartError::System(format!("the system refuses to let us start: {error}"));
+    raise_descriptor_limit();
+    // Before anything starts, so that no signal is lost.
+    let signals = signals::listen().map_err(system)?;
+    let lanes = Arc::new(Lanes::start(settings.plan.daemon.threads).map_err(system)?);
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(system)?;
+    let result = runtime.block_on(async {
+        let daemon = Daemon::start(settings, &lanes)?;
+        daemon.run(signals).await;
+        Ok(())
+    });
+    // What still blocks (a look-up, say) does not keep us.
+    runtime.shutdown_background();
+    result
+}
+
+/// A daemon that runs.
+pub struct Daemon {
+    plan: Plan,
+    board: Arc<Board>,
+    supervisor: Supervisor,
+    http_stop: CancellationToken,
+}
+
+impl Daemon {
+    /// Binds all listeners and starts all units. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// The first listener that cannot be bound; nothing runs then.
+    pub fn start(settings: &Settings, lanes: &Arc<Lanes>) -> Result<Self, StartError> {
+        let plan = settings.plan.clone();
+        let databases = bind_databases(&plan)?;
+        let http = plan.http.listen.map(|address| Bound::bind(&[address])).transpose();
+        let http = http.map_err(|error| StartError::Bind("http.listen".to_owned(), error))?;
+        let metrics = Arc::new(Metrics::new().map_err(|error| StartError::System(error.to_string()))?);
+        let board = Arc::new(Board::default());
+        for note in &settings.notes {
+            warn!(key = note.key, "{}", note.text);
+        }
+        let listening: Vec<String> = databases.iter().map(|(plan, bound)| describe(plan, bound)).collect();
+        let supervisor = Supervisor::start(&plan, databases, lanes, &metrics, &board);
+        let http_stop = CancellationToken::new();
+        let mut status = None;
+        if let Some(bound) = http {
+            status = bound.addresses().first().map(|address| format!("http://{address}/"));
+            let allow = plan.http.allow_remote_status;
+            tokio::spawn(http::serve(
+                bound,
+                allow,
+                Arc::clone(&metrics),
+                Arc::clone(&board),
+                http_stop.clone(),
+            ));
+        }
+        metrics.configuration_loaded(Stamp(SystemTime::now()));
+        board.set_stage(Stage::Ready);
+        info!(version = env!("CARGO_PKG_VERSION"), databases = listening.join(", "), status, "started");
+        Ok(Self { plan, board, supervisor, http_stop })
+    }
+
+    /// What there is to know of it.
+    #[must_use]
+    pub fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+
+    async fn run(self, mut signals: mpsc::UnboundedReceiver<Request>) {
+        next_stop(&mut signals).await;
+        self.end(async move { next_stop(&mut signals).await }).await;
+    }
+
+    /// Ends the daemon in good order; at once when `hurry` comes.
+    pub async fn end(self, hurry: impl Future<Output = ()>) {
+        let patience = self.plan.daemon.drain_timeout;
+        info!(drain_timeout = show_duration(patience), "stopping");
+        self.board.set_stage(Stage::Draining);
+        self.supervisor.end(patience, hurry).await;
+        self.http_stop.cancel();
+        info!("stopped");
+    }
+}
+
+async fn next_stop(signals: &mut mpsc::UnboundedReceiver<Request>) {
+    match signals.recv().await {
+        Some(Request::Stop) => {}
+        None => std::future::pending().await,
+    }
+}
+
+fn bind_databases(plan: &Plan) -> Result<Vec<(Arc<DatabasePlan>, Bound)>, StartError> {
+    let bind = |database: &Arc<DatabasePlan>| match Bound::bind(&database.forward.listen) {
+        Ok(bound) => Ok((Arc::clone(database), bound)),
+        Err(error) => Err(StartError::Bind(format!("databases.{}.listen", database.name), error)),
+    };
+    plan.databases.iter().map(bind).collect()
+}
+
+fn describe(plan: &DatabasePlan, bound: &Bound) -> String {
+    let addresses: Vec<String> = bound.addresses().iter().map(ToString::to_string).collect();
+    format!("{} on {}", plan.name, addresses.join(" and "))
+}
+
+/// Each client takes a descriptor; the usual soft limit is meant for programs that use select(2), which we do not.
+fn raise_descriptor_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // It is no more than a wish.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}

@@ -1,0 +1,235 @@
+//! One database's local listeners and its clients: accepts, holds while no session can take a client, carries,
+//! and explains to a client whose time is over why.
+//!
+//! A client is never refused while there is hope: it is held, carried as soon as a session is there, and begun
+//! anew where its session dies before the database has said anything. Listeners stay open until the forward is
+//! told to stop.
+
+mod answer;
+mod client;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::dial::Dial;
+use crate::failure::{Cause, Failure};
+use crate::listener::Bound;
+use crate::metrics::{DatabaseMetrics, Outcome};
+use crate::pgwire::SqlState;
+use crate::settings::plan::DatabasePlan;
+use crate::settings::show_duration;
+use crate::socket_table::SocketTable;
+use crate::state::{ClientState, ForwardState, Incident, Moment};
+use client::Client;
+
+/// Clients beyond the limit that are told so at a time; the rest is turned away without a word.
+const MAX_TOLD: usize = 64;
+
+/// What a forward is made with.
+pub struct Parts<D> {
+    /// The database.
+    pub plan: Arc<DatabasePlan>,
+    /// Its listeners.
+    pub bound: Bound,
+    /// The way to it.
+    pub dial: D,
+    /// Its series.
+    pub metrics: Arc<DatabaseMetrics>,
+    /// Who is at the other end of a local connection.
+    pub sockets: Arc<SocketTable>,
+    /// When cancelled, no new clients are accepted, and the forward ends with its last one.
+    pub drain: CancellationToken,
+    /// When cancelled, all clients are cut.
+    pub cut: CancellationToken,
+}
+
+/// What all clients of a forward share.
+struct Shared<D> {
+    plan: Arc<DatabasePlan>,
+    dial: D,
+    metrics: Arc<DatabaseMetrics>,
+    sockets: Arc<SocketTable>,
+    state: watch::Sender<ForwardState>,
+    cut: CancellationToken,
+    told: AtomicUsize,
+}
+
+impl<D> Shared<D> {
+    /// The bastion did not connect a client to the database.
+    fn open_failed(&self, failure: &Failure) {
+        self.metrics.channel_failed(failure.cause);
+        let mut news = false;
+        self.state.send_modify(|state| {
+            news = state.failing != Some(failure.cause);
+            state.failing = Some(failure.cause);
+            Incident::record(&mut state.last_failure, failure.clone(), now());
+        });
+        if news {
+            warn!(
+                database = %self.plan.name,
+                bastion = %self.plan.bastion,
+                phase = failure.cause.phase().as_str(),
+                reason = failure.cause.reason(),
+                detail = failure.detail(),
+                hint = failure.hint(),
+                "clients cannot be connected to the database"
+            );
+        }
+    }
+
+    /// It did.
+    fn opened(&self) {
+        let recovered = self.state.send_if_modified(|state| state.failing.take().is_some());
+        if recovered {
+            info!(database = %self.plan.name, bastion = %self.plan.bastion, "clients are connected again");
+        }
+    }
+}
+
+fn now() -> Moment {
+    Moment::at(Instant::now().into_std())
+}
+
+/// The forward itself.
+pub struct Unit<D> {
+    shared: Arc<Shared<D>>,
+    drain: CancellationToken,
+    /// Taken by the first run; later ones bind anew.
+    bound: Mutex<Option<Bound>>,
+    addresses: Vec<SocketAddr>,
+}
+
+/// A forward's state, and the unit that gives it life.
+pub fn new<D: Dial>(parts: Parts<D>) -> (watch::Receiver<ForwardState>, Unit<D>) {
+    let Parts { plan, bound, dial, metrics, sockets, drain, cut } = parts;
+    let addresses = bound.addresses().to_vec();
+    let state = ForwardState { listening: addresses.clone(), accepting: true, ..ForwardState::default() };
+    let (state, receiver) = watch::channel(state);
+    let shared = Arc::new(Shared { plan, dial, metrics, sockets, state, cut, told: AtomicUsize::new(0) });
+    (receiver, Unit { shared, drain, bound: Mutex::new(Some(bound)), addresses })
+}
+
+impl<D: Dial> Unit<D> {
+    /// Serves clients until it is told to drain and the last one has gone. May be called again after it broke.
+    pub async fn run(&self) {
+        let Some(mut bound) = self.listeners() else { return };
+        let shared = &self.shared;
+        let roll = shared.state.borrow().clients.clone();
+        let mut clients = JoinSet::new();
+        let mut next_id = 1;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.drain.cancelled() => break,
+                Some(ended) = clients.join_next() => report_panic(shared, ended),
+                (socket, peer) = bound.accept() => {
+                    let entry = roll.enter(Arc::new(ClientState::new(next_id, peer, now())));
+                    next_id += 1;
+                    if roll.len() > shared.plan.forward.max_clients {
+                        drop(entry);
+                        turn_away(shared, &mut clients, socket, peer);
+                    } else {
+                        clients.spawn(Client::new(Arc::clone(shared), socket, entry).serve());
+                    }
+                }
+            }
+        }
+        drop(bound);
+        shared.state.send_modify(|state| state.accepting = false);
+        while let Some(ended) = clients.join_next().await {
+            report_panic(shared, ended);
+        }
+    }
+
+    fn listeners(&self) -> Option<Bound> {
+        if let Some(bound) = self.bound.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Some(bound);
+        }
+        match Bound::bind(&self.addresses) {
+            Ok(bound) => Some(bound),
+            Err(error) => {
+                error!(database = %self.shared.plan.name, %error, "the forward cannot listen again");
+                None
+            }
+        }
+    }
+}
+
+fn report_panic<D>(shared: &Shared<D>, ended: Result<(), tokio::task::JoinError>) {
+    if let Err(broken) = ended {
+        error!(database = %shared.plan.name, %broken, "a client's task broke; please report this");
+    }
+}
+
+/// One client too many: it is told so, unless too many are being told already.
+fn turn_away<D: Dial>(
+    shared: &Arc<Shared<D>>,
+    clients: &mut JoinSet<()>,
+    mut socket: TcpStream,
+    peer: SocketAddr,
+) {
+    shared.metrics.connection(Outcome::Limit);
+    tracing::debug!(database = %shared.plan.name, %peer, "client turned away: max_clients is reached");
+    if shared.told.fetch_add(1, Ordering::Relaxed) >= MAX_TOLD {
+        shared.told.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    let shared = Arc::clone(shared);
+    clients.spawn(async move {
+        let text = format!(
+            "tunnelkeeper: database \"{}\" has {} clients already (max_clients)",
+            shared.plan.name, shared.plan.forward.max_clients
+        );
+        answer::refuse(&mut socket, Vec::new(), SqlState::TooManyConnections, &text).await;
+        shared.told.fetch_sub(1, Ordering::Relaxed);
+    });
+}
+
+/// Why a client is not served, in one sentence: which bastion, phase, reason, since when.
+fn explain<D: Dial>(shared: &Shared<D>, last_open: Option<&Failure>) -> String {
+    let (database, bastion) = (&shared.plan.name, &shared.plan.bastion);
+    let tunnel = shared.dial.state().borrow().clone();
+    let head = format!("tunnelkeeper: database \"{database}\" cannot be reached");
+    if let Some(failure) = last_open.filter(|_| tunnel.is_up()) {
+        return format!("{head} through bastion \"{bastion}\": {failure}; {}", failure.hint());
+    }
+    if tunnel.is_up() {
+        return format!("{head}: all sessions of bastion \"{bastion}\" wait for clients that do not read");
+    }
+    let since = match tunnel.down_since {
+        Some(since) => format!(
+            "since {} ({} ago)",
+            humantime::format_rfc3339_seconds(since.wall),
+            show_duration(std::time::Duration::from_secs(since.instant.elapsed().as_secs()))
+        ),
+        None => "now".to_owned(),
+    };
+    match &tunnel.last_failure {
+        Some(incident) => {
+            let failure = &incident.failure;
+            format!("{head}: bastion \"{bastion}\" is down {since}: {failure}; {}", failure.hint())
+        }
+        None => format!("{head}: bastion \"{bastion}\" is down {since}: it is being connected to"),
+    }
+}
+
+/// What a client that waited in vain is counted as.
+fn outcome_of<D: Dial>(shared: &Shared<D>, last_open: Option<&Failure>) -> Outcome {
+    match last_open.map(|failure| failure.cause) {
+        Some(Cause::ChannelProhibited) => Outcome::Refused,
+        Some(_) => Outcome::OpenFailed,
+        None if shared.dial.state().borrow().refusing => Outcome::Refused,
+        None => Outcome::HoldTimeout,
+    }
+}
+
+#[cfg(test)]
+mod tests;

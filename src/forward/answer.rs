@@ -1,0 +1,75 @@
+//! The last words to a client, in PostgreSQL's own protocol where the client speaks it.
+
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::pgwire::{ENCRYPTION_REFUSED, First, MAX_STARTUP_LEN, Request, SqlState, fatal, first_request};
+
+/// How long a client may take to ask for what it then is refused.
+const ASK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a client may take to read the last words and close.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Refuses a client that has no session yet: refuses encryption, since there is nobody to encrypt with, and then
+/// says why. `first` is what the client has sent already.
+pub(super) async fn refuse(socket: &mut TcpStream, first: Vec<u8>, code: SqlState, text: &str) {
+    if let Ok(true) = timeout(ASK_PATIENCE, negotiate(socket, first)).await {
+        say(socket, code, text).await;
+    }
+    finish(socket).await;
+}
+
+/// Goes through the client's requests until it begins a session. False where it never does.
+async fn negotiate(socket: &mut TcpStream, mut asked: Vec<u8>) -> bool {
+    loop {
+        match first_request(&asked) {
+            First::Request(Request::Startup, _) => return true,
+            First::Request(Request::Ssl | Request::Gss, len) => {
+                asked.drain(..len.min(asked.len()));
+                if socket.write_all(&[ENCRYPTION_REFUSED]).await.is_err() {
+                    return false;
+                }
+            }
+            First::Incomplete => {
+                let mut block = [0; 512];
+                match socket.read(&mut block).await {
+                    Ok(read) if read > 0 && asked.len() < MAX_STARTUP_LEN => {
+                        asked.extend_from_slice(block.get(..read).unwrap_or_default());
+                    }
+                    _ => return false,
+                }
+            }
+            First::Request(Request::Cancel, _) | First::DirectTls | First::Foreign => return false,
+        }
+    }
+}
+
+/// Sends a fatal error to a client that reads typed messages.
+pub(super) async fn say(socket: &mut TcpStream, code: SqlState, text: &str) {
+    // A client that does not take a few hundred bytes does not want to know.
+    let _ = timeout(CLOSE_PATIENCE, socket.write_all(&fatal(code, text))).await;
+}
+
+/// Closes in good order: the client sees an end of data, and what it still sends is taken and forgotten, since the
+/// kernel would otherwise reset the connection and might destroy what the client has not read.
+pub(super) async fn finish(socket: &mut TcpStream) {
+    let farewell = async {
+        if socket.shutdown().await.is_ok() {
+            let mut block = [0; 4 << 10];
+            while matches!(socket.read(&mut block).await, Ok(read) if read > 0) {}
+        }
+    };
+    let _ = timeout(CLOSE_PATIENCE, farewell).await;
+}
+
+/// Resets the connection: the client sees an error, never an end.
+pub(super) fn reset(socket: TcpStream) {
+    // Without the option the kernel may send an ordinary end of data; nothing better is to be had then.
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+    drop(socket);
+}

@@ -1,0 +1,80 @@
+//! What the daemon answers over HTTP: metrics, health, status, and a page for people. The only server that names
+//! hyper.
+//!
+//! It reads snapshots and touches nothing else, so that no tunnel, however slow, can keep it from answering. GET
+//! and HEAD only, no secrets, nothing for other origins; from other machines only what monitoring needs.
+
+mod page;
+mod routes;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::board::Board;
+use crate::listener::Bound;
+use crate::metrics::Metrics;
+use routes::Routes;
+
+/// Connections at a time; more wait in the kernel.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take to send a request's header, or be idle between requests.
+const HEADER_PATIENCE: Duration = Duration::from_secs(30);
+/// More than any request's header, in bytes.
+const MAX_HEADER: usize = 16 << 10;
+/// How long any connection may last; clients connect again.
+const MAX_AGE: Duration = Duration::from_secs(600);
+
+/// Answers until told to stop.
+pub async fn serve(
+    mut bound: Bound,
+    allow_remote_status: bool,
+    metrics: Arc<Metrics>,
+    board: Arc<Board>,
+    stop: CancellationToken,
+) {
+    let loopback = bound.addresses().iter().all(|address| address.ip().is_loopback());
+    let routes = Arc::new(Routes { metrics, board, loopback, everything: loopback || allow_remote_status });
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let place = Arc::clone(&places).acquire_owned();
+        let accepted = async {
+            let place = place.await;
+            (place, bound.accept().await)
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            (place, (socket, peer)) = accepted => {
+                let connection = converse(TokioIo::new(socket), peer, Arc::clone(&routes));
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(MAX_AGE, connection).await;
+                    drop(place);
+                });
+            }
+        }
+    }
+}
+
+async fn converse(io: TokioIo<tokio::net::TcpStream>, peer: SocketAddr, routes: Arc<Routes>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response: Response<Full<Bytes>> =
+            routes.answer(request.method(), request.uri(), request.headers());
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE).max_buf_size(MAX_HEADER);
+    if let Err(error) = server.serve_connection(io, service).await {
+        debug!(%peer, %error, "an HTTP conversation broke");
+    }
+}

@@ -1,0 +1,121 @@
+//! The status page: the snapshot for people, without scripts.
+
+use std::time::Duration;
+
+use maud::{DOCTYPE, Markup, html};
+
+use crate::snapshot::{Bastion, Database, Snapshot, Stamp, Trouble};
+
+const STYLE: &str = "
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+.up { color: #0a6b2d; } .down { color: #b00020; font-weight: 600; } .unknown { color: #806000; }
+.trouble { color: #444; } .hint { color: #666; } code { font-size: .85em; overflow-wrap: anywhere; }
+@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd; } th, td { border-color: #444; }
+.up { color: #5fd38d; } .down { color: #ff6b6b; } .unknown { color: #e0b040; } .trouble, .hint { color: #aaa; } }
+";
+
+pub(super) fn render(snapshot: &Snapshot) -> String {
+    let daemon = &snapshot.daemon;
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta http-equiv="refresh" content="5";
+                meta name="viewport" content="width=device-width";
+                title { "tunnelkeeper" }
+                style { (maud::PreEscaped(STYLE)) }
+            }
+            body {
+                h1 { "tunnelkeeper " (daemon.version) }
+                p {
+                    @if daemon.ready { span.up { "ready" } }
+                    @else { span.down { (daemon.not_ready_because.join("; ")) } }
+                    ", running for " (ago(snapshot, daemon.started)) ", pid " (daemon.pid)
+                }
+                h2 { "Bastions" }
+                table {
+                    tr { th { "Bastion" } th { "Tunnel" } th { "Address" } th { "Sessions" } th { "Round trip" } th { "Clients" } }
+                    @for bastion in &snapshot.bastions { (bastion_row(snapshot, bastion)) }
+                }
+                h2 { "Databases" }
+                table {
+                    tr { th { "Database" } th { "Listens on" } th { "Tunnel" } th { "Probe" } th { "Clients" } th { "Held" } }
+                    @for database in &snapshot.databases { (database_row(snapshot, database)) }
+                }
+                p.hint { "As of " (snapshot.at) ". The same as JSON: " a href="/api/v1/status" { "/api/v1/status" } }
+            }
+        }
+    };
+    page.into_string()
+}
+
+fn ago(snapshot: &Snapshot, stamp: Stamp) -> String {
+    let seconds = stamp.age(snapshot.at.0).as_secs();
+    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+}
+
+fn bastion_row(snapshot: &Snapshot, bastion: &Bastion) -> Markup {
+    let established = bastion.sessions.iter().filter(|session| session.state != "connecting");
+    let round_trip =
+        bastion.sessions.iter().filter_map(|session| session.round_trip_seconds).reduce(f64::max);
+    let clients: usize = bastion.sessions.iter().map(|session| session.clients).sum();
+    html! {
+        tr {
+            td { (bastion.name) }
+            td {
+                @if bastion.up { span.up { "up" } @if let Some(since) = bastion.up_since { " for " (ago(snapshot, since)) } }
+                @else { span.down { "down" } @if let Some(since) = bastion.down_since { " for " (ago(snapshot, since)) } }
+                @if !bastion.up { @if let Some(trouble) = &bastion.last_failure { (explain(snapshot, trouble)) } }
+                @if let Some(key) = &bastion.public_key {
+                    div.hint { "Its authorized_keys needs: " code { (key) } }
+                }
+            }
+            td { (bastion.user) "@" (bastion.host) ":" (bastion.port) }
+            td { (established.count()) }
+            td { @match round_trip { Some(time) => { (millis(time)) } None => "–" } }
+            td { (clients) }
+        }
+    }
+}
+
+fn database_row(snapshot: &Snapshot, database: &Database) -> Markup {
+    let probe = &database.probe;
+    let class = match probe.verdict.as_str() {
+        "up" => "up",
+        "down" => "down",
+        _ => "unknown",
+    };
+    html! {
+        tr {
+            td { (database.name) div.hint { (database.host) ":" (database.port) } }
+            td { @for address in &database.listen { div { (address) } } }
+            td {
+                @if database.up { span.up { "up" } } @else { span.down { "down" } }
+                div.hint { "through " (database.bastions.join(", ")) }
+            }
+            td {
+                span class=(class) { (probe.verdict) }
+                @if let (true, Some(time)) = (probe.verdict == "up", probe.latency_seconds) { " " (millis(time)) }
+                div.hint { "level " (probe.level) }
+                @if probe.verdict != "up" { @if let Some(trouble) = &probe.last_failure { (explain(snapshot, trouble)) } }
+            }
+            td { (database.clients_active) }
+            td { (database.clients_held) }
+        }
+    }
+}
+
+fn explain(snapshot: &Snapshot, trouble: &Trouble) -> Markup {
+    html! {
+        div.trouble { (trouble) " (since " (ago(snapshot, trouble.since)) ")" }
+        div.hint { (trouble.hint) }
+    }
+}
+
+fn millis(seconds: f64) -> String {
+    format!("{:.1} ms", seconds * 1000.0)
+}

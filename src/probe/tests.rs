@@ -1,0 +1,233 @@
+use super::*;
+use crate::dial::Arrival;
+use crate::dial::fake::{FakeDial, FarEnd};
+use crate::ids::{HostPort, Name};
+use crate::metrics::Metrics;
+use crate::settings::plan::{ForwardPlan, Kind, TlsMode, TlsPlan};
+
+fn name(text: &str) -> Name {
+    Name::parse(text).unwrap()
+}
+
+struct Case {
+    dial: FakeDial,
+    state: watch::Receiver<ProbeState>,
+    metrics: Metrics,
+    database: Arc<DatabaseMetrics>,
+    stop: CancellationToken,
+    life: tokio::task::JoinHandle<()>,
+}
+
+fn case(up: bool, change: impl FnOnce(&mut ProbePlan)) -> Case {
+    let mut probe = ProbePlan {
+        level: ProbeLevel::Query,
+        when: ProbeWhen::Always,
+        interval: Duration::from_secs(15),
+        timeout: Duration::from_secs(5),
+        failures: 2,
+        fresh_login: Duration::from_secs(600),
+        query: "SELECT 1".to_owned(),
+        login: Some(LoginPlan { user: "probe".to_owned(), password: None, database: None }),
+        tls: TlsPlan { mode: TlsMode::Disable, ca: None, allow_unverified: false },
+    };
+    change(&mut probe);
+    let forward = ForwardPlan {
+        listen: vec![],
+        hold_timeout: Duration::ZERO,
+        hold_max: 0,
+        max_clients: 1,
+        idle_timeout: None,
+        stall_timeout: Duration::from_secs(60),
+    };
+    let plan = Arc::new(DatabasePlan {
+        name: name("analytics"),
+        bastion: name("prod"),
+        kind: Kind::Postgres,
+        target: HostPort::new("db", 5432),
+        forward,
+        probe,
+    });
+    let (dial, metrics, stop) = (FakeDial::new(up), Metrics::new().unwrap(), CancellationToken::new());
+    let database = Arc::new(metrics.database(&plan.name, &plan.bastion));
+    let parts = Parts { plan, dial: dial.clone(), metrics: Arc::clone(&database), stop: stop.clone() };
+    let (state, unit) = new(parts);
+    Case { dial, state, metrics, database, stop, life: tokio::spawn(async move { unit.run().await }) }
+}
+
+impl Case {
+    async fn health(&mut self, health: Health) -> ProbeState {
+        self.state.wait_for(|state| state.health == health).await.unwrap().clone()
+    }
+
+    fn probes(&self, phase: &str, reason: &str) -> String {
+        let text = self.metrics.exposition(&crate::board::Board::default().snapshot()).unwrap();
+        let series = format!("probes_total{{database=\"analytics\",phase=\"{phase}\",reason=\"{reason}\"}}");
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("tunnelkeeper_{series} ")));
+        line.unwrap_or_else(|| panic!("no {series}")).to_owned()
+    }
+}
+
+const LOGGED_IN: &[u8] = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
+const ANSWERED: &[u8] = b"C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
+
+/// Plays a database that lets the probe in and answers `queries` queries.
+fn serve(mut far: FarEnd, queries: usize) -> tokio::task::JoinHandle<FarEnd> {
+    tokio::spawn(async move {
+        assert!(far.hear(1).await.ends_with(b"application_name\0tunnelkeeper\0\0"));
+        far.say(LOGGED_IN);
+        for _ in 0..queries {
+            assert_eq!(far.hear(14).await, b"Q\0\0\0\x0dSELECT 1\0");
+            far.say(ANSWERED);
+        }
+        far
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_login_serves_many_queries_until_a_fresh_one_is_due() {
+    let mut case = case(true, |probe| probe.fresh_login = Duration::from_secs(40));
+    let first = serve(case.dial.answer(), 3);
+    let second = serve(case.dial.answer(), 1);
+    let state = case.health(Health::Up).await;
+    assert!(state.latency.is_some() && state.last_success.is_some());
+    let mut first = first.await.unwrap();
+    assert_eq!(first.hear(5).await, b"X\0\0\0\x04", "the old connection was not closed in good order");
+    first.arrive(Arrival::Closed);
+    let mut second = second.await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(case.probes("ok", "ok"), "4");
+    case.stop.cancel();
+    case.life.await.unwrap();
+    assert_eq!(second.hear(5).await, b"X\0\0\0\x04", "the end was not in good order");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_the_server_ended_is_no_failure() {
+    let mut case = case(true, |_| {});
+    let first = serve(case.dial.answer(), 1);
+    let second = serve(case.dial.answer(), 1);
+    case.health(Health::Up).await;
+    first.await.unwrap().arrive(Arrival::Closed);
+    second.await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((case.probes("ok", "ok"), case.dial.doubts()), ("2".to_owned(), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_failures_are_down_and_one_answer_is_up() {
+    let mut case = case(true, |_| {});
+    case.dial.refuse(Failure::new(Cause::ChannelConnectFailed, "refused"));
+    case.dial.refuse(Failure::new(Cause::ChannelConnectFailed, "refused"));
+    let third = serve(case.dial.answer(), 1);
+    let began = Instant::now();
+    let state = case.health(Health::Down).await;
+    assert!((14..=16).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(state.last_failure.unwrap().failure.cause, Cause::ChannelConnectFailed);
+    assert_eq!((case.probes("channel", "connect_failed"), case.dial.doubts()), ("2".to_owned(), 2));
+    case.health(Health::Up).await;
+    third.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_session_nothing_is_known() {
+    let mut case = case(false, |_| {});
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(case.state.borrow().health, Health::Unknown);
+    assert!(case.probes("skipped", "skipped").parse::<u32>().unwrap() >= 3);
+    assert_eq!(case.dial.doubts(), 0);
+    let far = serve(case.dial.answer(), 1);
+    case.dial.set_up(true);
+    case.health(Health::Up).await;
+    far.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_a_shut_gate_silence_is_no_failure() {
+    let mut case = case(true, |_| {});
+    let far = serve(case.dial.answer(), 1);
+    case.health(Health::Up).await;
+    let _far = far.await.unwrap();
+    case.dial.block(true);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((case.state.borrow().health, case.dial.doubts()), (Health::Up, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_database_that_falls_silent_is_noticed() {
+    let mut case = case(true, |_| {});
+    let far = serve(case.dial.answer(), 1);
+    case.health(Health::Up).await;
+    let _far = far.await.unwrap();
+    let _silent = case.dial.answer();
+    let state = case.health(Health::Down).await;
+    assert_eq!(state.last_failure.unwrap().failure.cause, Cause::DbLoginTimeout);
+    assert_eq!(case.probes("db_query", "timeout"), "1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_login_is_tried_once_a_minute() {
+    let case = case(true, |_| {});
+    for _ in 0..4 {
+        let mut far = case.dial.answer();
+        tokio::spawn(async move {
+            far.hear(1).await;
+            far.say(b"E\0\0\0\x23SFATAL\0C28P01\0Mwrong password\0\0");
+            far.hear(usize::MAX).await;
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(130)).await;
+    assert_eq!(case.probes("db_login", "rejected"), "3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn levels_stop_where_they_say() {
+    let mut connect = case(true, |probe| probe.level = ProbeLevel::Connect);
+    let mut far = connect.dial.answer();
+    connect.health(Health::Up).await;
+    assert_eq!(far.hear(1).await, b"", "a probe that only connects said something");
+
+    let mut tls = case(true, |probe| {
+        probe.level = ProbeLevel::Tls;
+        probe.login = None;
+        probe.tls.mode = TlsMode::Prefer;
+    });
+    let mut far = tls.dial.answer();
+    tokio::spawn(async move {
+        assert_eq!(far.hear(8).await, crate::pgwire::SSL_REQUEST);
+        far.say(b"N");
+        assert_eq!(far.hear(1).await, b"", "a probe without a login said something");
+    });
+    tls.health(Health::Up).await;
+
+    let mut off = case(true, |probe| probe.level = ProbeLevel::Off);
+    off.health(Health::NotProbed).await;
+    assert_eq!(off.dial.seats_taken(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_active_clients_wake_the_database() {
+    let mut case = case(true, |probe| probe.when = ProbeWhen::Active);
+    case.health(Health::NotProbed).await;
+    assert_eq!(case.dial.seats_taken(), 0);
+    let far = serve(case.dial.answer(), 1);
+    case.database.passed(crate::metrics::Direction::ToDatabase, 10);
+    case.health(Health::Up).await;
+    far.await.unwrap();
+    case.health(Health::NotProbed).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_secret_is_named() {
+    let mut case = case(true, |probe| {
+        let source = crate::secret::SecretSource::Env("TUNNELKEEPER_TEST_UNSET".to_owned());
+        probe.login = Some(LoginPlan { user: "probe".to_owned(), password: Some(source), database: None });
+    });
+    let mut fars: Vec<FarEnd> = (0..2).map(|_| case.dial.answer()).collect();
+    let state = case.health(Health::Down).await;
+    let failure = state.last_failure.unwrap().failure;
+    assert_eq!(failure.cause, Cause::CredentialsMissing);
+    assert!(failure.detail().contains("TUNNELKEEPER_TEST_UNSET is not set"), "{failure}");
+    for far in &mut fars {
+        assert_eq!(far.hear(1).await, b"");
+    }
+}

@@ -1,0 +1,340 @@
+//! One SSH connection from dial to exit: prepares keys and trust, connects, logs in, and keeps it alive.
+//!
+//! It never retries: it returns how it ended, and [`crate::tunnel`] decides what follows. Everything runs on the
+//! session's lane.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use crate::credentials;
+use crate::failure::{Cause, Failure};
+use crate::host_keys::{KnownHosts, Trust};
+use crate::keepalive::{Keepalive, SUSPECT_AFTER, Sign};
+use crate::metrics::BastionMetrics;
+use crate::settings::plan::{BastionPlan, TrustPlan};
+use crate::settings::show_duration;
+use crate::ssh::{self, BufferMemory, Connection, Gate};
+use crate::state::{Moment, SessionLoad, SessionPhase, SessionState};
+
+/// The longest time between two looks at a session.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// What the tunnel may ask of a session.
+#[derive(Clone, Copy, Debug)]
+pub enum Command {
+    /// Something that went through it failed: does it live?
+    Ping,
+    /// End in good order. Clients that are still there are lost.
+    Close,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum Exit {
+    /// It never served.
+    NotEstablished {
+        /// Why.
+        failure: Failure,
+        /// The daemon's own public key, where the bastion rejected that.
+        public_key: Option<String>,
+    },
+    /// It served and was lost.
+    Lost {
+        /// Why.
+        failure: Failure,
+        /// How long it had served.
+        lived: Duration,
+    },
+    /// We ended it.
+    Closed,
+}
+
+/// What a session is made with.
+pub struct Parts {
+    /// Its number within its bastion.
+    pub id: u64,
+    /// The bastion.
+    pub plan: Arc<BastionPlan>,
+    /// The memory it shares with all sessions.
+    pub memory: Arc<BufferMemory>,
+    /// The bastion's series.
+    pub metrics: Arc<BastionMetrics>,
+    /// Told whenever the state has changed.
+    pub changed: Arc<Notify>,
+}
+
+/// A session, from outside.
+pub struct Handle {
+    /// Its state.
+    pub state: watch::Receiver<SessionState>,
+    /// What is asked of it.
+    pub commands: mpsc::UnboundedSender<Command>,
+    connection: Arc<OnceLock<Connection>>,
+}
+
+impl Handle {
+    /// The connection, once it is established.
+    #[must_use]
+    pub fn connection(&self) -> Option<&Connection> {
+        self.connection.get()
+    }
+}
+
+struct Session {
+    parts: Parts,
+    load: Arc<SessionLoad>,
+    state: watch::Sender<SessionState>,
+    connection: Arc<OnceLock<Connection>>,
+}
+
+/// A session's handle at once, and the future that is its life.
+pub fn new(parts: Parts) -> (Handle, impl Future<Output = Exit> + Send + use<>) {
+    let load = Arc::new(SessionLoad::default());
+    let (state, receiver) = watch::channel(SessionState {
+        id: parts.id,
+        phase: SessionPhase::Connecting,
+        since: now(),
+        address: None,
+        load: Arc::clone(&load),
+    });
+    let (send, commands) = mpsc::unbounded_channel();
+    let connection = Arc::new(OnceLock::new());
+    let handle = Handle { state: receiver, commands: send, connection: Arc::clone(&connection) };
+    (handle, Session { parts, load, state, connection }.run(commands))
+}
+
+fn now() -> Moment {
+    Moment::at(Instant::now().into_std())
+}
+
+impl Session {
+    async fn run(self, mut commands: mpsc::UnboundedReceiver<Command>) -> Exit {
+        let started = Instant::now();
+        let established = tokio::select! {
+            established = self.establish() => established,
+            () = closed_early(&mut commands) => Err(Exit::Closed),
+        };
+        let connection = match established {
+            Ok(connection) => connection,
+            Err(exit) => return exit,
+        };
+        let took = started.elapsed();
+        self.parts.metrics.establish.observe(took);
+        info!(
+            bastion = %self.parts.plan.name,
+            session = self.parts.id,
+            address = self.state.borrow().address.map(tracing::field::display),
+            took_ms = took.as_millis(),
+            "session established"
+        );
+        // A connection is set once, so this cannot fail.
+        let _ = self.connection.set(connection.clone());
+        self.publish(SessionPhase::Established);
+        self.keep_alive(&connection, commands).await
+    }
+
+    async fn establish(&self) -> Result<Connection, Exit> {
+        let plan = &self.parts.plan;
+        let refused = |failure| Exit::NotEstablished { failure, public_key: None };
+        let trust = Arc::new(read_trust(plan).await.map_err(refused)?);
+        let identities = load_identities(plan).await.map_err(refused)?;
+        let deadline = Instant::now() + plan.connect_timeout;
+        let gate = Gate::new(&self.parts.memory, Arc::clone(&self.load));
+        let connected = ssh::connect(&plan.at, trust, gate, plan.keepalive_timeout, deadline);
+        let connected = connected.await.map_err(refused)?;
+        self.state.send_modify(|state| state.address = Some(connected.address));
+        let login = connected.login(&plan.user, &identities, deadline).await;
+        let connection = login.map_err(|failure| {
+            let rejected = failure.cause == Cause::AuthRejected;
+            Exit::NotEstablished { failure, public_key: identities.own_public_key.filter(|_| rejected) }
+        })?;
+        match timeout(SUSPECT_AFTER, connection.ping()).await {
+            Ok(Ok(_)) => {
+                connection.renounce_shells().await;
+                Ok(connection)
+            }
+            Ok(Err(end)) => {
+                let text =
+                    format!("the bastion ended the session before it answered a ping: {}", end.detail());
+                Err(refused(Failure::new(Cause::SessionNotEstablished, text)))
+            }
+            Err(_) => {
+                let text = format!("{} let us in and then answered no ping", plan.at);
+                let failure = Failure::new(Cause::SessionNotEstablished, text);
+                connection.condemn(failure.clone());
+                Err(refused(failure))
+            }
+        }
+    }
+
+    async fn keep_alive(
+        self,
+        connection: &Connection,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+    ) -> Exit {
+        let plan = Arc::clone(&self.parts.plan);
+        let started = Instant::now();
+        let lost = |failure| Exit::Lost { failure, lived: started.elapsed() };
+        let mut keepalive =
+            Keepalive::new(plan.keepalive_interval, plan.keepalive_timeout, started.into_std());
+        let mut pings = JoinSet::new();
+        // The first ping came while the bastion was still busy with the login: its time says little.
+        ping(&mut pings, connection);
+        loop {
+            let now = Instant::now();
+            let gate = connection.gate();
+            gate.settle();
+            let sign = Sign { received: gate.received(), gate_open: self.load.gate_open() };
+            let finding = keepalive.check(sign, now.into_std());
+            self.load.unanswered.store(keepalive.unanswered(), Ordering::Relaxed);
+            if finding.lost {
+                let failure = Failure::new(
+                    Cause::SessionKeepaliveTimeout,
+                    format!(
+                        "nothing came from {} for {} ({} pings unanswered)",
+                        plan.at,
+                        show_duration(Duration::from_secs(keepalive.silence(now.into_std()).as_secs())),
+                        keepalive.unanswered()
+                    ),
+                );
+                connection.condemn(failure.clone());
+                return lost(failure);
+            }
+            self.publish(if finding.suspect { SessionPhase::Suspect } else { SessionPhase::Established });
+            if finding.ping {
+                ping(&mut pings, connection);
+            }
+            let next = Instant::from_std(finding.next).min(now + LOOK_EVERY);
+            tokio::select! {
+                failure = connection.ended() => return lost(failure),
+                Some(answer) = pings.join_next() => {
+                    if let Ok(Ok(round_trip)) = answer {
+                        self.note_round_trip(round_trip);
+                    }
+                }
+                command = commands.recv() => match command {
+                    Some(Command::Ping) => {
+                        if keepalive.ask(Instant::now().into_std()) {
+                            ping(&mut pings, connection);
+                        }
+                    }
+                    Some(Command::Close) | None => {
+                        connection.close().await;
+                        return Exit::Closed;
+                    }
+                },
+                () = sleep_until(next) => {}
+            }
+        }
+    }
+
+    fn note_round_trip(&self, round_trip: Duration) {
+        let micros = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.load.round_trip_micros.store(micros, Ordering::Relaxed);
+        self.parts.metrics.round_trip.observe(round_trip);
+    }
+
+    /// Publishes a phase if it is a new one.
+    fn publish(&self, phase: SessionPhase) {
+        let changed = self.state.send_if_modified(|state| {
+            let changed = state.phase != phase;
+            if changed {
+                (state.phase, state.since) = (phase, now());
+            }
+            changed
+        });
+        if changed {
+            let (bastion, session) = (&self.parts.plan.name, self.parts.id);
+            match phase {
+                SessionPhase::Suspect => {
+                    warn!(%bastion, session, "session suspect: a ping was not answered for 10 s, so it takes no new clients");
+                }
+                _ => debug!(%bastion, session, state = phase.as_str(), "session state"),
+            }
+            self.parts.changed.notify_one();
+        }
+    }
+}
+
+fn ping(pings: &mut JoinSet<Result<Duration, Failure>>, connection: &Connection) {
+    let connection = connection.clone();
+    pings.spawn(async move { connection.ping().await });
+}
+
+/// Returns when the session shall end before it has begun.
+async fn closed_early(commands: &mut mpsc::UnboundedReceiver<Command>) {
+    while let Some(Command::Ping) = commands.recv().await {}
+}
+
+async fn read_trust(plan: &BastionPlan) -> Result<Trust, Failure> {
+    let (files, must_exist) = match &plan.trust {
+        TrustPlan::Pins(pins) => return Ok(Trust::Pins(pins.clone())),
+        TrustPlan::Files(files) => (files.clone(), true),
+        TrustPlan::Defaults(files) => (files.clone(), false),
+    };
+    blocking(Cause::HostKeyUnreadable, move || read_known_hosts(&files, must_exist)).await
+}
+
+fn read_known_hosts(files: &[PathBuf], must_exist: bool) -> Result<Trust, Failure> {
+    let mut known = KnownHosts::default();
+    for file in files {
+        match std::fs::read(file) {
+            Ok(bytes) => known.read(&file.display().to_string(), &String::from_utf8_lossy(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => {}
+            Err(error) => {
+                let text = error.to_string();
+                let text = text.split(" (os error").next().unwrap_or(&text);
+                return Err(Failure::new(
+                    Cause::HostKeyUnreadable,
+                    format!("the known_hosts file {} cannot be read: {text}", file.display()),
+                ));
+            }
+        }
+    }
+    Ok(Trust::Files(known))
+}
+
+async fn load_identities(plan: &Arc<BastionPlan>) -> Result<ssh::Identities, Failure> {
+    let passphrase = match &plan.passphrase {
+        Some(source) => Some(credentials::fetch(source).await.map_err(|text| {
+            Failure::new(
+                Cause::AuthSecret,
+                format!("`identity_passphrase` of bastion \"{}\": {text}", plan.name),
+            )
+        })?),
+        None => None,
+    };
+    let for_thread = Arc::clone(plan);
+    let identities = blocking(Cause::AuthIdentityUnreadable, move || {
+        ssh::load_identities(&for_thread, passphrase.as_ref())
+    });
+    let identities = identities.await?;
+    if let (true, Some(public_key)) = (identities.just_made, &identities.own_public_key) {
+        info!(
+            bastion = %plan.name,
+            public_key,
+            hint = format!("append the key to ~{}/.ssh/authorized_keys on {}", plan.user, plan.at.host),
+            "made a key for this bastion"
+        );
+    }
+    Ok(identities)
+}
+
+/// Runs what may block on a thread that may.
+async fn blocking<T: Send + 'static>(
+    cause: Cause,
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::new(cause, format!("it could not be read: {error}"))),
+    }
+}

@@ -1,0 +1,175 @@
+//! All sessions to one bastion: dials them, replaces what is lost, and gives clients their seats.
+//!
+//! One loop owns the pool; everything it decides comes from the rules ([`crate::retry`], [`crate::placement`]).
+//! It goes on for ever: a bastion that is down is dialled again until the daemon ends.
+
+mod pool;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant as Clock};
+
+use tokio::runtime;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::dial::{self, Dial};
+use crate::failure::Failure;
+use crate::ids::HostPort;
+use crate::lanes::Lanes;
+use crate::metrics::BastionMetrics;
+use crate::settings::plan::BastionPlan;
+use crate::ssh::{BufferMemory, Connection, Inbound, Outbound};
+use crate::state::TunnelState;
+use pool::Pool;
+
+/// What others ask of a tunnel.
+enum Request {
+    Seat(Waiting),
+    ProbeSeat(oneshot::Sender<Option<Seat>>),
+    Doubt,
+}
+
+/// A client that waits for a seat.
+struct Waiting {
+    seat: oneshot::Sender<Seat>,
+    avoid: Option<u64>,
+}
+
+/// A tunnel, from outside.
+#[derive(Clone)]
+pub struct Tunnel {
+    requests: mpsc::UnboundedSender<Request>,
+    state: watch::Receiver<Arc<TunnelState>>,
+}
+
+/// What a tunnel is made with.
+#[derive(Clone)]
+pub struct Parts {
+    /// The bastion.
+    pub plan: Arc<BastionPlan>,
+    /// Where sessions live.
+    pub lanes: Arc<Lanes>,
+    /// The memory of all sessions.
+    pub memory: Arc<BufferMemory>,
+    /// The bastion's series.
+    pub metrics: Arc<BastionMetrics>,
+    /// When cancelled, all sessions are closed.
+    pub stop: CancellationToken,
+}
+
+/// The tunnel itself: what [`Tunnel`] asks, this does.
+pub struct Unit {
+    parts: Parts,
+    requests: Mutex<mpsc::UnboundedReceiver<Request>>,
+    publish: watch::Sender<Arc<TunnelState>>,
+}
+
+/// A tunnel's handle, and the unit that gives it life.
+#[must_use]
+pub fn new(parts: Parts) -> (Tunnel, Unit) {
+    let (send, requests) = mpsc::unbounded_channel();
+    let (publish, state) = watch::channel(Arc::default());
+    (Tunnel { requests: send, state }, Unit { parts, requests: Mutex::new(requests), publish })
+}
+
+impl Unit {
+    /// Keeps the tunnel up until it is told to stop. May be called again after it broke.
+    pub async fn run(&self) {
+        let mut requests = self.requests.lock().await;
+        let mut pool = Pool::new(self.parts.clone(), self.publish.clone());
+        loop {
+            let next = pool.tend();
+            tokio::select! {
+                biased;
+                () = self.parts.stop.cancelled() => break,
+                () = pool.event() => {}
+                Some(request) = requests.recv() => match request {
+                    Request::Seat(client) => pool.ask_for_seat(client),
+                    Request::ProbeSeat(probe) => drop(probe.send(pool.probe_seat())),
+                    Request::Doubt => pool.doubt(),
+                },
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+        pool.close().await;
+    }
+}
+
+/// A place on a session.
+pub struct Seat {
+    connection: Connection,
+    session: u64,
+    open_timeout: Duration,
+    /// Probes do not count as clients.
+    counted: bool,
+}
+
+impl Seat {
+    fn new(connection: &Connection, session: u64, open_timeout: Duration, counted: bool) -> Self {
+        if counted {
+            connection.gate().seat();
+        }
+        Self { connection: connection.clone(), session, open_timeout, counted }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if self.counted {
+            self.connection.gate().unseat();
+        }
+    }
+}
+
+impl dial::Seat for Seat {
+    type Inbound = Inbound;
+    type Outbound = Outbound;
+
+    fn session(&self) -> u64 {
+        self.session
+    }
+
+    fn lane(&self) -> &runtime::Handle {
+        self.connection.lane()
+    }
+
+    async fn open(&self, target: &HostPort) -> Result<(Inbound, Outbound), Failure> {
+        self.connection.open(target, self.open_timeout).await
+    }
+
+    fn is_open(&self) -> bool {
+        self.connection.gate().load().gate_open()
+    }
+
+    fn blocked_since(&self) -> Option<Clock> {
+        self.connection.gate().blocked_since()
+    }
+}
+
+impl Dial for Tunnel {
+    type Seat = Seat;
+
+    async fn seat(&self, avoid: Option<u64>) -> Seat {
+        let (send, seat) = oneshot::channel();
+        // A tunnel that has stopped gives no seats; the caller's own patience ends the wait.
+        let _ = self.requests.send(Request::Seat(Waiting { seat: send, avoid }));
+        match seat.await {
+            Ok(seat) => seat,
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    async fn probe_seat(&self) -> Option<Seat> {
+        let (probe, seat) = oneshot::channel();
+        let _ = self.requests.send(Request::ProbeSeat(probe));
+        seat.await.ok().flatten()
+    }
+
+    fn state(&self) -> watch::Receiver<Arc<TunnelState>> {
+        self.state.clone()
+    }
+
+    fn doubt(&self) {
+        let _ = self.requests.send(Request::Doubt);
+    }
+}

@@ -1,0 +1,449 @@
+//! The sessions of one bastion, and the clients that wait for a seat on one.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, timeout};
+use tracing::{debug, error, info, warn};
+
+use super::{Parts, Seat, Waiting};
+use crate::failure::{Cause, Failure};
+use crate::placement::{self, Candidate, EMPTY_FOR, Placement};
+use crate::retry::{PROVEN_AFTER, Retry};
+use crate::session::{self, Command, Exit, Handle};
+use crate::settings::plan::{IdentityPlan, TrustPlan};
+use crate::stamps::Stamps;
+use crate::state::{Incident, Moment, SessionPhase, SessionState, TunnelState};
+
+/// What russh may keep of ended channels before their session is replaced, in bytes.
+const MAX_REMNANTS: usize = 8 << 20;
+
+/// How often the pool is looked after while it could shrink.
+const TEND_EVERY: Duration = Duration::from_secs(5);
+/// How often the files of a bastion that refuses us are looked at.
+const LOOK_AT_FILES_EVERY: Duration = Duration::from_secs(2);
+/// How often clients are placed anew while all gates are shut.
+const PLACE_EVERY: Duration = Duration::from_millis(100);
+/// How often a failure that goes on is logged.
+const REMIND_EVERY: Duration = Duration::from_secs(600);
+/// How long all sessions together may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+struct Slot {
+    id: u64,
+    task: Id,
+    handle: Handle,
+    /// It serves the clients it has, and takes no more.
+    retiring: bool,
+    /// It has been established for long enough to prove that the bastion is well.
+    proven: bool,
+    empty_since: Option<Instant>,
+}
+
+impl Slot {
+    fn state(&self) -> SessionState {
+        let mut state = self.handle.state.borrow().clone();
+        if self.retiring && state.phase == SessionPhase::Established {
+            state.phase = SessionPhase::Retiring;
+        }
+        state
+    }
+}
+
+pub(super) struct Pool {
+    parts: Parts,
+    publish: watch::Sender<Arc<TunnelState>>,
+    slots: Vec<Slot>,
+    exits: JoinSet<Exit>,
+    changed: Arc<Notify>,
+    waiting: VecDeque<Waiting>,
+    next_id: u64,
+    retry: Retry,
+    /// No dial before then.
+    not_before: Instant,
+    /// A client was placed where it would be better off with one more session.
+    grow: bool,
+    /// While the bastion refuses us: the files whose change may end that.
+    files: Option<(Stamps, Instant)>,
+    files_changed: Arc<Notify>,
+    state: TunnelState,
+    /// The state differs from the published one.
+    dirty: bool,
+    warned: Option<(Cause, Instant)>,
+}
+
+fn now() -> Moment {
+    Moment::at(Instant::now().into_std())
+}
+
+impl Pool {
+    pub(super) fn new(parts: Parts, publish: watch::Sender<Arc<TunnelState>>) -> Self {
+        let retry = Retry::new(parts.plan.reconnect);
+        let state = TunnelState { down_since: Some(now()), ..TunnelState::default() };
+        Self {
+            parts,
+            publish,
+            slots: Vec::new(),
+            exits: JoinSet::new(),
+            changed: Arc::default(),
+            waiting: VecDeque::new(),
+            next_id: 1,
+            retry,
+            not_before: Instant::now(),
+            grow: false,
+            files: None,
+            files_changed: Arc::default(),
+            state,
+            dirty: true,
+            warned: None,
+        }
+    }
+
+    /// Waits until something has happened to a session, and takes note of it. The future may be dropped at any
+    /// time.
+    pub(super) async fn event(&mut self) {
+        tokio::select! {
+            () = self.changed.notified() => self.dirty = true,
+            Some(exit) = self.exits.join_next_with_id(), if !self.exits.is_empty() => self.session_ended(exit),
+            () = self.files_changed.notified() => {
+                info!(bastion = %self.parts.plan.name, "a key or known_hosts file has changed: trying again now");
+                self.not_before = Instant::now();
+            }
+        }
+    }
+
+    pub(super) fn ask_for_seat(&mut self, client: Waiting) {
+        self.waiting.push_back(client);
+    }
+
+    /// A place on a session whose gate is open, for a probe.
+    pub(super) fn probe_seat(&self) -> Option<Seat> {
+        let candidates = self.candidates();
+        let best = candidates.iter().filter(|candidate| candidate.usable && candidate.gate_open);
+        self.seat_on(best.min_by_key(|candidate| candidate.clients)?.id, false)
+    }
+
+    /// Asks every session whether it lives.
+    pub(super) fn doubt(&self) {
+        for slot in &self.slots {
+            // A session that has just ended needs no asking.
+            let _ = slot.handle.commands.send(Command::Ping);
+        }
+    }
+
+    /// Does whatever is due, and says when to come again.
+    pub(super) fn tend(&mut self) -> Instant {
+        self.place_waiting();
+        self.forgive();
+        self.retire();
+        self.shrink();
+        let dial_at = self.dial();
+        let files_at = self.look_at_files();
+        self.publish();
+        let busy = self.slots.len() > self.parts.plan.pool.min || self.slots.iter().any(|slot| slot.retiring);
+        let tend_at = busy.then(|| Instant::now() + TEND_EVERY);
+        let place_at = (!self.waiting.is_empty() && self.is_up()).then(|| Instant::now() + PLACE_EVERY);
+        let proven_at =
+            self.unproven().map(|slot| Instant::from_std(slot.state().since.instant) + PROVEN_AFTER);
+        let soonest = [dial_at, files_at, tend_at, place_at, proven_at.min()].into_iter().flatten().min();
+        soonest.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
+    }
+
+    /// Ends all sessions in good order.
+    pub(super) async fn close(mut self) {
+        for slot in &self.slots {
+            let _ = slot.handle.commands.send(Command::Close);
+        }
+        let all = async { while self.exits.join_next().await.is_some() {} };
+        let _ = timeout(GOODBYE, all).await;
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let established = self.slots.iter().filter(|slot| slot.handle.connection().is_some());
+        let candidate = |slot: &Slot| {
+            let state = slot.state();
+            Candidate {
+                id: slot.id,
+                usable: state.phase == SessionPhase::Established,
+                gate_open: state.load.gate_open(),
+                clients: state.load.clients(),
+            }
+        };
+        established.map(candidate).collect()
+    }
+
+    fn dialling(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.handle.connection().is_none()).count()
+    }
+
+    fn is_up(&self) -> bool {
+        self.candidates().iter().any(|candidate| candidate.usable)
+    }
+
+    fn seat_on(&self, id: u64, counted: bool) -> Option<Seat> {
+        let slot = self.slots.iter().find(|slot| slot.id == id)?;
+        Some(Seat::new(slot.handle.connection()?, id, self.parts.plan.open_timeout, counted))
+    }
+
+    fn place_waiting(&mut self) {
+        while let Some(client) = self.waiting.pop_front() {
+            if client.seat.is_closed() {
+                continue;
+            }
+            let Placement { seat, grow } =
+                placement::place(&self.candidates(), self.dialling(), self.parts.plan.pool, client.avoid);
+            self.grow |= grow;
+            match seat.and_then(|id| self.seat_on(id, true)) {
+                // A client that has left meanwhile gives the seat back by itself.
+                Some(seat) => drop(client.seat.send(seat)),
+                None => {
+                    self.waiting.push_front(client);
+                    self.waiting.retain(|client| !client.seat.is_closed());
+                    return;
+                }
+            }
+        }
+    }
+
+    fn unproven(&self) -> impl Iterator<Item = &Slot> {
+        let served = |slot: &&Slot| slot.state().phase == SessionPhase::Established;
+        self.slots.iter().filter(served).filter(|slot| !slot.proven)
+    }
+
+    fn forgive(&mut self) {
+        let now = Instant::now();
+        let mut proven = false;
+        for slot in self.slots.iter_mut().filter(|slot| !slot.proven) {
+            let state = slot.state();
+            slot.proven = state.phase == SessionPhase::Established
+                && now.duration_since(Instant::from_std(state.since.instant)) >= PROVEN_AFTER;
+            proven |= slot.proven;
+        }
+        if proven {
+            self.retry.proven();
+        }
+    }
+
+    /// Replaces sessions in which russh has piled up too much: the new one is there before the old one goes.
+    fn retire(&mut self) {
+        let heavy = |slot: &Slot| {
+            slot.handle.connection().is_some_and(|connection| connection.remnants() > MAX_REMNANTS)
+        };
+        let spare =
+            self.slots.iter().any(|slot| !heavy(slot) && slot.state().phase == SessionPhase::Established);
+        for slot in self.slots.iter_mut().filter(|slot| heavy(slot) && !slot.retiring) {
+            if spare {
+                debug!(bastion = %self.parts.plan.name, session = slot.id, "session retires: it has served enough");
+                slot.retiring = true;
+                self.dirty = true;
+            } else {
+                self.grow = true;
+            }
+        }
+    }
+
+    /// Closes sessions that are not needed any more.
+    fn shrink(&mut self) {
+        let now = Instant::now();
+        let candidates = self.candidates();
+        let mut dispensable = placement::dispensable(&candidates, self.parts.plan.pool);
+        for slot in &mut self.slots {
+            let established = slot.handle.connection().is_some();
+            let empty = established && slot.handle.state.borrow().load.clients() == 0;
+            slot.empty_since = if empty { Some(slot.empty_since.unwrap_or(now)) } else { None };
+            let long_empty = slot.empty_since.is_some_and(|since| now.duration_since(since) >= EMPTY_FOR);
+            if (empty && slot.retiring) || (long_empty && dispensable) {
+                slot.retiring = true;
+                dispensable = false;
+                let _ = slot.handle.commands.send(Command::Close);
+            }
+        }
+    }
+
+    /// Dials a session if one is wanted and may be dialled now. Returns when it may, if later.
+    fn dial(&mut self) -> Option<Instant> {
+        let pool = self.parts.plan.pool;
+        let dialling = self.dialling();
+        let wanted = placement::too_small(&self.candidates(), dialling, pool) || self.grow;
+        if !wanted || dialling > 0 || self.slots.len() >= pool.max.saturating_mul(2) {
+            self.grow = false;
+            return None;
+        }
+        if Instant::now() < self.not_before {
+            return Some(self.not_before);
+        }
+        self.grow = false;
+        let lease = self.parts.lanes.lease()?;
+        let id = self.next_id;
+        self.next_id += 1;
+        let (handle, life) = session::new(session::Parts {
+            id,
+            plan: Arc::clone(&self.parts.plan),
+            memory: Arc::clone(&self.parts.memory),
+            metrics: Arc::clone(&self.parts.metrics),
+            changed: Arc::clone(&self.changed),
+        });
+        let lane = lease.handle.clone();
+        let life = async move {
+            let _lease = lease;
+            life.await
+        };
+        let task = self.exits.spawn_on(life, &lane).id();
+        self.slots.push(Slot { id, task, handle, retiring: false, proven: false, empty_since: None });
+        self.state.next_attempt = None;
+        self.dirty = true;
+        None
+    }
+
+    fn session_ended(&mut self, exit: Result<(Id, Exit), JoinError>) {
+        let (task, exit) = match exit {
+            Ok((task, exit)) => (task, exit),
+            Err(error) => {
+                let text = format!("the session's task broke: {error}");
+                let failure = Failure::new(Cause::SessionProtocol, text);
+                (error.id(), Exit::Lost { failure, lived: Duration::ZERO })
+            }
+        };
+        let Some(index) = self.slots.iter().position(|slot| slot.task == task) else { return };
+        let slot = self.slots.remove(index);
+        self.dirty = true;
+        self.state.stalled_before += slot.handle.state.borrow().load.stalled();
+        match exit {
+            Exit::Closed => debug!(bastion = %self.parts.plan.name, session = slot.id, "session closed"),
+            Exit::Lost { failure, lived } => {
+                self.parts.metrics.lost(failure.cause);
+                let clients = slot.handle.state.borrow().load.clients();
+                warn!(
+                    bastion = %self.parts.plan.name,
+                    session = slot.id,
+                    phase = failure.cause.phase().as_str(),
+                    reason = failure.cause.reason(),
+                    detail = failure.detail(),
+                    hint = failure.hint(),
+                    clients,
+                    lived_s = lived.as_secs(),
+                    "session lost"
+                );
+                // Sessions that are lost together count as one failure of the bastion.
+                if Instant::now() >= self.not_before {
+                    self.schedule(failure.cause);
+                }
+                Incident::record(&mut self.state.last_failure, failure, now());
+            }
+            Exit::NotEstablished { failure, public_key } => {
+                self.parts.metrics.failed(failure.cause);
+                self.schedule(failure.cause);
+                self.state.public_key = public_key;
+                Incident::record(&mut self.state.last_failure, failure.clone(), now());
+                self.warn_of(&failure);
+            }
+        }
+    }
+
+    /// Decides when the bastion is dialled again.
+    fn schedule(&mut self, cause: Cause) {
+        let next = self.retry.after(cause, rand::random());
+        let at = now();
+        self.not_before = Instant::from_std(at.instant) + next.after;
+        self.state.next_attempt =
+            Some(Moment { instant: self.not_before.into_std(), wall: at.wall + next.after });
+        if next.refusing && !self.state.refusing {
+            self.files = Some((Stamps::take(self.files_concerned()), Instant::now() + LOOK_AT_FILES_EVERY));
+        } else if !next.refusing {
+            self.files = None;
+        }
+        self.state.refusing = next.refusing;
+    }
+
+    /// One warning when a bastion begins to fail in a new way, and a reminder now and then.
+    fn warn_of(&mut self, failure: &Failure) {
+        let retry_in = self.not_before.duration_since(Instant::now()).as_secs_f64();
+        let retry_in = format!("{retry_in:.1}s");
+        let known =
+            self.warned.is_some_and(|(cause, at)| cause == failure.cause && at.elapsed() < REMIND_EVERY);
+        let (bastion, refusing) = (&self.parts.plan.name, self.state.refusing);
+        let (phase, reason) = (failure.cause.phase().as_str(), failure.cause.reason());
+        let (detail, hint) = (failure.detail(), failure.hint());
+        let public_key = self.state.public_key.as_deref();
+        if known && !refusing {
+            debug!(%bastion, phase, reason, detail, hint, retry_in, "bastion not reached");
+        } else {
+            self.warned = Some((failure.cause, Instant::now()));
+            warn!(%bastion, phase, reason, detail, hint, public_key, retry_in, "bastion not reached");
+        }
+    }
+
+    fn files_concerned(&self) -> Vec<PathBuf> {
+        let plan = &self.parts.plan;
+        let mut files = match &plan.identity {
+            IdentityPlan::Files(files) => files.clone(),
+            IdentityPlan::Own { path, .. } => vec![path.clone()],
+        };
+        match &plan.trust {
+            TrustPlan::Files(known) | TrustPlan::Defaults(known) => files.extend(known.iter().cloned()),
+            TrustPlan::Pins(_) => {}
+        }
+        files
+    }
+
+    /// While the bastion refuses us: has somebody mended the files? Returns when to look again.
+    fn look_at_files(&mut self) -> Option<Instant> {
+        let (stamps, due) = self.files.as_mut()?;
+        if Instant::now() < *due {
+            return Some(*due);
+        }
+        *due = Instant::now() + LOOK_AT_FILES_EVERY;
+        let now_due = *due;
+        let retaken = stamps.retake();
+        if retaken != *stamps {
+            *stamps = retaken;
+            self.files_changed.notify_one();
+        }
+        Some(now_due)
+    }
+
+    fn publish(&mut self) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        let (now, was_up, up) = (now(), self.state.is_up(), self.is_up());
+        self.state.sessions = self.slots.iter().map(Slot::state).collect();
+        self.state.uptime.set(up, now);
+        self.report_change(was_up, up);
+        if up {
+            self.state.down_since = None;
+            self.state.refusing = false;
+            self.state.public_key = None;
+            self.files = None;
+            self.warned = None;
+        } else {
+            self.state.down_since.get_or_insert(now);
+        }
+        self.publish.send_replace(Arc::new(self.state.clone()));
+    }
+
+    fn report_change(&self, was_up: bool, up: bool) {
+        let bastion = &self.parts.plan.name;
+        match (was_up, up) {
+            (false, true) => {
+                let down_s = self.state.down_since.map(|since| since.instant.elapsed().as_secs());
+                info!(%bastion, down_s, "tunnel up");
+            }
+            (true, false) => {
+                let failure = self.state.last_failure.as_ref().map(|incident| &incident.failure);
+                error!(
+                    %bastion,
+                    phase = failure.map(|failure| failure.cause.phase().as_str()),
+                    reason = failure.map(|failure| failure.cause.reason()),
+                    hint = failure.map(Failure::hint),
+                    "tunnel down: clients are held"
+                );
+            }
+            _ => {}
+        }
+    }
+}
