@@ -116,7 +116,8 @@ impl Board {
 fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
     let BastionUnit { plan, tunnel } = unit;
     let tunnel = tunnel.borrow().clone();
-    let stalled = tunnel.stalled_before + tunnel.sessions.iter().map(|session| session.load.stalled()).sum();
+    let stalled =
+        tunnel.stalled_before + tunnel.sessions.iter().map(|session| session.load.stalled(now)).sum();
     Bastion {
         name: plan.name.to_string(),
         host: plan.at.host.to_string(),

@@ -66,6 +66,10 @@ impl<D> Shared<D> {
     /// The bastion did not connect a client to the database.
     fn open_failed(&self, failure: &Failure) {
         self.metrics.channel_failed(failure.cause);
+        // The loss of a session is reported by itself, and says nothing of the database.
+        if failure.cause == Cause::ChannelSessionLost {
+            return;
+        }
         let mut news = false;
         self.state.send_modify(|state| {
             news = state.failing != Some(failure.cause);

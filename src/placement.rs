@@ -1,7 +1,7 @@
 //! Which session takes a client, and when the pool of a bastion grows or shrinks: a pure rule over their figures.
 //!
 //! A session that carries one client only can stall without harm to others, so clients are spread over as many
-//! sessions as the pool allows before they share one.
+//! sessions as the pool allows before they share one, and the pool grows ahead of them.
 
 use std::time::Duration;
 
@@ -49,7 +49,8 @@ pub fn place(pool: &[Candidate], dialling: usize, bounds: PoolBounds, avoid: Opt
         .min_by_key(|candidate| (avoid == Some(candidate.id), candidate.clients));
     let total = pool.len() + dialling;
     let grow = match best {
-        Some(best) => best.clients > 0 && total < bounds.max,
+        // The next client shall find an empty session.
+        Some(best) => usable().all(|other| other.id == best.id || other.clients > 0) && total < bounds.max,
         None if usable().next().is_some() => total < bounds.max.saturating_mul(2),
         None => false,
     };
@@ -94,8 +95,10 @@ mod tests {
     fn placements() {
         for (pool, dialling, seat, grow) in [
             (vec![], 0, None, false),
-            (vec![session(1, 0)], 0, Some(1), false),
-            (vec![session(1, 3), session(2, 0)], 0, Some(2), false),
+            (vec![session(1, 0)], 0, Some(1), true),
+            (vec![session(1, 0), session(2, 0)], 0, Some(1), false),
+            (vec![session(1, 3), session(2, 0)], 0, Some(2), true),
+            (vec![session(1, 3), session(2, 0), session(3, 0)], 0, Some(2), false),
             (vec![session(1, 1)], 0, Some(1), true),
             (vec![session(1, 1)], 1, Some(1), false),
             (vec![session(1, 2), session(2, 1), session(3, 1), session(4, 1)], 0, Some(2), false),

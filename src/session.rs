@@ -132,7 +132,7 @@ impl Session {
             bastion = %self.parts.plan.name,
             session = self.parts.id,
             address = self.state.borrow().address.map(tracing::field::display),
-            took_ms = took.as_millis(),
+            took_s = took.as_secs_f64(),
             "session established"
         );
         // A connection is set once, so this cannot fail.
@@ -191,7 +191,6 @@ impl Session {
         loop {
             let now = Instant::now();
             let gate = connection.gate();
-            gate.settle();
             let sign = Sign { received: gate.received(), gate_open: self.load.gate_open() };
             let finding = keepalive.check(sign, now.into_std());
             self.load.unanswered.store(keepalive.unanswered(), Ordering::Relaxed);

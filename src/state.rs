@@ -3,9 +3,10 @@
 //! A unit publishes a value when its state changes; figures that change with every packet are atomics behind an
 //! `Arc` inside that value. Nothing here decides anything; [`crate::board`] turns it into a [`crate::snapshot`].
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::failure::{Cause, Failure};
@@ -130,10 +131,9 @@ pub struct SessionLoad {
     pub clients: AtomicUsize,
     /// Bytes taken from the bastion and not yet taken by a client.
     pub backlog: AtomicUsize,
-    /// Whether its gate is shut.
-    pub gate_shut: AtomicBool,
-    /// For how long its gate was shut in total, in microseconds.
-    pub stalled_micros: AtomicU64,
+    gate_shut: AtomicBool,
+    /// How long its gate has been shut.
+    stalled: Mutex<Uptime>,
     /// The last measured round trip, in microseconds; 0 = not measured yet.
     pub round_trip_micros: AtomicU64,
     /// Pings sent since the last received byte.
@@ -148,12 +148,19 @@ impl SessionLoad {
 
     /// Whether its gate lets bytes in.
     pub fn gate_open(&self) -> bool {
-        !self.gate_shut.load(Ordering::Relaxed)
+        !self.gate_shut.load(Ordering::Acquire)
     }
 
-    /// For how long its gate was shut in total.
-    pub fn stalled(&self) -> Duration {
-        Duration::from_micros(self.stalled_micros.load(Ordering::Relaxed))
+    /// Opens or shuts its gate.
+    pub fn set_gate(&self, open: bool, now: Moment) {
+        let mut stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        stalled.set(!open, now);
+        self.gate_shut.store(!open, Ordering::Release);
+    }
+
+    /// For how long its gate has been shut in total until `now`.
+    pub fn stalled(&self, now: Instant) -> Duration {
+        self.stalled.lock().unwrap_or_else(PoisonError::into_inner).total(now)
     }
 
     /// The last measured round trip.
@@ -212,7 +219,7 @@ pub struct ForwardState {
 /// The clients of a forward, by the number each one got.
 #[derive(Debug, Default)]
 pub struct ClientRoll {
-    clients: std::sync::Mutex<std::collections::BTreeMap<u64, Arc<ClientState>>>,
+    clients: Mutex<BTreeMap<u64, Arc<ClientState>>>,
     held: AtomicUsize,
 }
 
@@ -243,8 +250,8 @@ impl ClientRoll {
         ClientEntry { roll: Arc::clone(self), client }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<u64, Arc<ClientState>>> {
-        self.clients.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<ClientState>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::state::SessionLoad;
+use crate::state::{Moment, SessionLoad};
 
 /// The backlog at which the gate of a session with one client shuts, in bytes.
 pub const SINGLE_LIMIT: usize = 16 << 20;
@@ -67,7 +67,6 @@ pub struct Gate {
 #[derive(Debug, Default)]
 struct Waiting {
     reader: Option<Waker>,
-    shut_since: Option<Instant>,
     blocked_since: Option<Instant>,
 }
 
@@ -157,14 +156,6 @@ impl Gate {
         self.condemned.load(Ordering::Acquire)
     }
 
-    /// Counts the time for which the gate has been shut so far.
-    pub fn settle(&self) {
-        let mut waiting = lock(&self.waiting);
-        if waiting.shut_since.is_some() {
-            self.count_stalled(&mut waiting, Some(now()));
-        }
-    }
-
     /// Waits until bytes may be let in. Only one reader waits at a time.
     pub(super) fn poll_open(&self, context: &mut Context<'_>) -> Poll<()> {
         let was_shut = !self.load.gate_open();
@@ -196,21 +187,8 @@ impl Gate {
     fn set_shut(&self, shut: bool, reader: Option<Waker>) {
         let mut waiting = lock(&self.waiting);
         waiting.reader = reader;
-        self.load.gate_shut.store(shut, Ordering::Release);
-        if shut {
-            waiting.shut_since.get_or_insert_with(now);
-        } else {
-            self.count_stalled(&mut waiting, None);
-        }
+        self.load.set_gate(!shut, Moment::at(now()));
         self.update_blocked(&mut waiting);
-    }
-
-    fn count_stalled(&self, waiting: &mut Waiting, next: Option<Instant>) {
-        if let Some(since) = waiting.shut_since {
-            let micros = now().saturating_duration_since(since).as_micros();
-            self.load.stalled_micros.fetch_add(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::AcqRel);
-        }
-        waiting.shut_since = next;
     }
 
     fn update_blocked(&self, waiting: &mut Waiting) {
@@ -329,11 +307,10 @@ mod tests {
         });
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert!(!reader.is_finished());
-        gate.settle();
-        assert_eq!(gate.load().stalled().as_secs(), 3);
+        assert_eq!(gate.load().stalled(now()).as_secs(), 3);
         tokio::time::sleep(Duration::from_secs(4)).await;
         gate.release(SINGLE_LIMIT);
         reader.await.unwrap();
-        assert_eq!(gate.load().stalled().as_secs(), 7);
+        assert_eq!(gate.load().stalled(now()).as_secs(), 7);
     }
 }

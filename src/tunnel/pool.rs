@@ -311,7 +311,7 @@ impl Pool {
         let Some(index) = self.slots.iter().position(|slot| slot.task == task) else { return };
         let slot = self.slots.remove(index);
         self.dirty = true;
-        self.state.stalled_before += slot.handle.state.borrow().load.stalled();
+        self.state.stalled_before += slot.handle.state.borrow().load.stalled(Instant::now().into_std());
         match exit {
             Exit::Closed => debug!(bastion = %self.parts.plan.name, session = slot.id, "session closed"),
             Exit::Lost { failure, lived } => {

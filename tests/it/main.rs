@@ -1,1 +1,25 @@
-//! Integration tests.
+//! The daemon against real servers: OpenSSH's sshd and PostgreSQL, with faults put in between by a relay of ours.
+//!
+//! Each module is a promise of the product. `support` starts what they need, on free loopback ports and in
+//! temporary directories, and ends it with the test, also when the test fails.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub,
+    reason = "these are tests: a panic is how they fail"
+)]
+
+mod support;
+
+mod architecture;
+mod carried;
+mod crowd;
+mod half_open;
+mod lifetime;
+mod outage;
+mod stalled;

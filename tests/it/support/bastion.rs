@@ -1,0 +1,200 @@
+//! A real sshd.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::account::{Account, account, find};
+use super::{eventually, free_port};
+
+pub struct Bastion {
+    pub port: u16,
+    pub account: Account,
+    dir: TempDir,
+    running: Option<Child>,
+    log: Arc<Mutex<String>>,
+}
+
+/// Makes a key pair with ssh-keygen, and returns the private key's path.
+pub fn make_key(dir: &Path, name: &str, arguments: &[&str]) -> PathBuf {
+    let path = dir.join(name);
+    let status = Command::new("ssh-keygen")
+        .args(["-q", "-C", name, "-f"])
+        .arg(&path)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    path
+}
+
+pub fn public_line(key: &Path) -> String {
+    fs::read_to_string(format!("{}.pub", key.display())).unwrap().trim().to_owned()
+}
+
+impl Bastion {
+    pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// Starts an sshd with further lines in its configuration; they come first, so they win.
+    pub fn with(lines: &str) -> Self {
+        let dir = TempDir::with_prefix("bastion-").unwrap();
+        let account = account();
+        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let host_key = make_key(dir.path(), "host", &["-t", "ed25519", "-N", ""]);
+        let identity = make_key(dir.path(), "identity", &["-t", "ed25519", "-N", ""]);
+        let port = free_port();
+        let mut bastion = Self { port, account, dir, running: None, log: Arc::default() };
+        bastion.authorize(&public_line(&identity));
+        bastion.account.give(&host_key);
+        fs::write(
+            bastion.path("sshd_config"),
+            format!(
+                "{lines}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\n\
+                 UsePAM no\nPidFile none\nLogLevel VERBOSE\nPasswordAuthentication no\n\
+                 KbdInteractiveAuthentication no\nMaxStartups 100\n",
+                host_key.display(),
+                bastion.path("authorized_keys").display(),
+            ),
+        )
+        .unwrap();
+        bastion.start_again();
+        bastion
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Replaces the authorized_keys file.
+    pub fn authorize(&self, lines: &str) {
+        let path = self.path("authorized_keys");
+        fs::write(&path, format!("{lines}\n")).unwrap();
+        self.account.give(&path);
+    }
+
+    /// The known_hosts line for this sshd, as seen at a port.
+    pub fn known_hosts_line(&self, port: u16) -> String {
+        let line = public_line(&self.path("host"));
+        let key = line.rsplit_once(' ').unwrap().0;
+        format!("[127.0.0.1]:{port} {key}")
+    }
+
+    /// `[bastions.NAME]` for a daemon that connects to `port`: this sshd's, or that of a relay before it.
+    pub fn section(&self, name: &str, port: u16) -> String {
+        let known_hosts = self.path(&format!("known_hosts.{name}.{port}"));
+        fs::write(&known_hosts, self.known_hosts_line(port)).unwrap();
+        format!(
+            "[bastions.{name}]\nhost = \"127.0.0.1\"\nport = {port}\nuser = {:?}\nidentity = {:?}\n\
+             known_hosts = {:?}\n",
+            self.account.name,
+            self.path("identity").display().to_string(),
+            known_hosts.display().to_string(),
+        )
+    }
+
+    pub fn start_again(&mut self) {
+        assert!(self.running.is_none());
+        let mut child = self
+            .account
+            .command(&find("sshd"))
+            .args(["-D", "-e", "-f"])
+            .arg(self.path("sshd_config"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (lines, log) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&self.log));
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                let mut log = log.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        self.running = Some(child);
+        let port = self.port;
+        eventually("sshd listens", || {
+            let running = self.running.as_mut().unwrap();
+            if let Some(status) = running.try_wait().unwrap() {
+                panic!("sshd ended with {status}:\n{}", self.log.lock().unwrap());
+            }
+            TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Kills sshd and all processes that serve its connections, as a machine that loses power does.
+    pub fn kill(&mut self) {
+        let Some(mut child) = self.running.take() else { return };
+        // The list grows while we kill, so it is read again until nobody is left.
+        let own = child.id();
+        loop {
+            let mut family = descendants(own);
+            family.insert(0, own);
+            for pid in &family {
+                let _ = kill(Pid::from_raw(i32::try_from(*pid).unwrap()), Signal::SIGKILL);
+            }
+            let _ = child.wait();
+            if family.len() == 1 {
+                return;
+            }
+        }
+    }
+
+    /// Ends the processes that serve connections; the listener goes on.
+    pub fn kill_sessions(&self) {
+        for pid in descendants(self.running.as_ref().unwrap().id()) {
+            let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL);
+        }
+    }
+
+    /// How many connections it serves.
+    pub fn sessions(&self) -> usize {
+        descendants(self.running.as_ref().unwrap().id()).len()
+    }
+}
+
+impl Drop for Bastion {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- sshd on port {} said:\n{}", self.port, self.log());
+        }
+        self.kill();
+    }
+}
+
+/// The processes below one, from /proc.
+fn descendants(of: u32) -> Vec<u32> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        // The command name stands in parentheses and may contain anything.
+        let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
+        let parent: u32 = after.split(' ').nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0);
+        parents.push((pid, parent));
+    }
+    let mut found = vec![of];
+    let mut index = 0;
+    while index < found.len() {
+        let above = found[index];
+        found.extend(parents.iter().filter(|(_, parent)| *parent == above).map(|(pid, _)| *pid));
+        index += 1;
+    }
+    found.remove(0);
+    found
+}

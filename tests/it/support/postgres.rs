@@ -1,0 +1,173 @@
+//! One real PostgreSQL for all tests, started when the first one asks for it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{OnceLock, mpsc};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tempfile::TempDir;
+
+use super::account::{account, find};
+use super::{eventually, free_port};
+
+/// Logs in without a password.
+pub const TRUSTED: &str = "trusted";
+/// Logs in by SCRAM.
+pub const SCRAM: &str = "scram_user";
+/// Logs in by MD5.
+pub const MD5: &str = "md5_user";
+/// Is asked for the password in clear text.
+pub const CLEAR: &str = "clear_user";
+/// Of all users that have one.
+pub const PASSWORD: &str = "correct horse battery staple";
+pub const DATABASE: &str = "warehouse";
+pub const MAX_CONNECTIONS: u32 = 600;
+
+pub struct Postgres {
+    pub port: u16,
+    dir: TempDir,
+}
+
+const HBA: &str = "\
+local all all trust
+host all trusted 127.0.0.1/32 trust
+host all md5_user 127.0.0.1/32 md5
+host all clear_user 127.0.0.1/32 password
+host all scram_user 127.0.0.1/32 scram-sha-256
+host all scram_user ::1/128 scram-sha-256
+host all trusted ::1/128 trust
+";
+
+impl Postgres {
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Postgres> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let (send, started) = mpsc::channel();
+            // The server dies with the thread that started it, so this one lives as long as the process.
+            std::thread::spawn(move || {
+                send.send(Self::start()).unwrap();
+                loop {
+                    std::thread::park();
+                }
+            });
+            started.recv().expect("PostgreSQL did not start")
+        })
+    }
+
+    fn start() -> Self {
+        let account = account();
+        let dir = TempDir::with_prefix("postgres-").unwrap();
+        account.give(dir.path());
+        let postgres = Self { port: free_port(), dir };
+        let data = postgres.path("data");
+        let initialised = account
+            .command(&find("initdb"))
+            .args(["--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8", "--locale=C", "-D"])
+            .arg(&data)
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(initialised.success());
+        fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+        postgres.write_certificates(&data);
+        let mut settings = File::options().append(true).open(data.join("postgresql.conf")).unwrap();
+        writeln!(
+            settings,
+            "port = {}\nlisten_addresses = '127.0.0.1, ::1'\nunix_socket_directories = '{}'\n\
+             max_connections = {MAX_CONNECTIONS}\nfsync = off\nsynchronous_commit = off\nfull_page_writes = off\n\
+             ssl = on\nlog_connections = on\nshared_buffers = 256MB",
+            postgres.port,
+            postgres.dir.path().display(),
+        )
+        .unwrap();
+        let log = File::create(postgres.path("log")).unwrap();
+        account
+            .command(&find("postgres"))
+            .arg("-D")
+            .arg(&data)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        eventually("PostgreSQL answers", || postgres.try_sql("postgres", "SELECT 1").ok());
+        postgres.sql(
+            "postgres",
+            &format!(
+                "CREATE ROLE {TRUSTED} LOGIN; SET password_encryption = 'scram-sha-256'; \
+                 CREATE ROLE {SCRAM} LOGIN PASSWORD '{PASSWORD}'; CREATE ROLE {CLEAR} LOGIN PASSWORD '{PASSWORD}'; \
+                 SET password_encryption = 'md5'; CREATE ROLE {MD5} LOGIN PASSWORD '{PASSWORD}';"
+            ),
+        );
+        postgres.sql("postgres", &format!("CREATE DATABASE {DATABASE} OWNER {TRUSTED}"));
+        postgres
+    }
+
+    /// The server's certificate is for `localhost` only.
+    fn write_certificates(&self, data: &Path) {
+        let ca_key = KeyPair::generate().unwrap();
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_certificate = ca.self_signed(&ca_key).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let server = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = server.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
+        fs::write(self.ca(), ca_certificate.pem()).unwrap();
+        for (name, text, mode) in
+            [("server.crt", certificate.pem(), 0o644), ("server.key", key.serialize_pem(), 0o600)]
+        {
+            let path = data.join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            account().give(&path);
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The certificate of the authority that signed the server's.
+    pub fn ca(&self) -> PathBuf {
+        self.path("ca.crt")
+    }
+
+    /// Runs SQL as the superuser, not through any tunnel, and returns what it prints.
+    pub fn sql(&self, database: &str, sql: &str) -> String {
+        self.try_sql(database, sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    fn try_sql(&self, database: &str, sql: &str) -> Result<String, String> {
+        let output = Command::new(find("psql"))
+            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database, "-h"])
+            .arg(self.dir.path())
+            .args(["-p", &self.port.to_string(), "-c", sql])
+            .output()
+            .unwrap();
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// `[databases.NAME]` behind a bastion; the probe logs in without a password.
+    pub fn section(&self, name: &str, bastion: &str) -> String {
+        format!(
+            "[databases.{name}]\nbastion = \"{bastion}\"\nhost = \"127.0.0.1\"\nport = {}\n\
+             listen = \"127.0.0.1:0\"\nuser = \"{TRUSTED}\"\ndatabase = \"{DATABASE}\"\n",
+            self.port
+        )
+    }
+
+    /// `[databases.NAME]` without a probe.
+    pub fn unprobed_section(&self, name: &str, bastion: &str) -> String {
+        format!(
+            "[databases.{name}]\nbastion = \"{bastion}\"\nhost = \"127.0.0.1\"\nport = {}\n\
+             listen = \"127.0.0.1:0\"\nprobe = {{ level = \"off\" }}\n",
+            self.port
+        )
+    }
+}

@@ -1,0 +1,130 @@
+//! A TCP relay that stands before a server and plays a bad network.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// What the relay does to its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// Takes everything and passes nothing on, in either direction, and new connections too: half open.
+    Silence,
+    /// Like silence, for the connections that exist; new ones pass.
+    SilenceOld,
+    /// Resets every connection, new ones at once.
+    Reset,
+    /// Passes bytes on so much later, in each direction.
+    Delay(Duration),
+    /// Passes so many bytes of the server on and then ends the connection.
+    CutAfter(usize),
+}
+
+pub struct Relay {
+    pub port: u16,
+    fault: Arc<watch::Sender<(Fault, u64)>>,
+    accepted: Arc<AtomicUsize>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Relay {
+    pub fn before(server: u16) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let fault = Arc::new(watch::Sender::new((Fault::None, 0)));
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let (faults, count) = (Arc::clone(&fault), Arc::clone(&accepted));
+        runtime.spawn(async move {
+            loop {
+                let (near, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(connection(near, server, Arc::clone(&faults)));
+            }
+        });
+        Self { port, fault, accepted, _runtime: runtime }
+    }
+
+    /// From now on.
+    pub fn set(&self, fault: Fault) {
+        self.fault.send_modify(|(current, age)| (*current, *age) = (fault, *age + 1));
+    }
+
+    /// Connections so far.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+async fn connection(near: TcpStream, server: u16, faults: Arc<watch::Sender<(Fault, u64)>>) {
+    let born = faults.borrow().1;
+    let mut faults = faults.subscribe();
+    if faults.borrow().0 == Fault::Reset {
+        return reset(near);
+    }
+    let Ok(far) = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], server))).await else { return };
+    for socket in [&near, &far] {
+        socket.set_nodelay(true).unwrap();
+    }
+    let (near_read, near_write) = near.into_split();
+    let (far_read, far_write) = far.into_split();
+    let up = pass(near_read, far_write, faults.clone(), born, false);
+    let down = pass(far_read, near_write, faults.clone(), born, true);
+    let cut = async { faults.wait_for(|(fault, _)| *fault == Fault::Reset).await.map(drop) };
+    tokio::select! {
+        ended = async { tokio::try_join!(up, down) } => drop(ended),
+        Ok(()) = cut => {}
+    }
+}
+
+/// Copies one direction. An error is the end of both.
+async fn pass(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut faults: watch::Receiver<(Fault, u64)>,
+    born: u64,
+    from_server: bool,
+) -> std::io::Result<()> {
+    let mut block = vec![0; 64 << 10];
+    let mut passed = 0;
+    loop {
+        let read = from.read(&mut block).await?;
+        let silent = |(fault, age): &(Fault, u64)| match fault {
+            Fault::Silence => true,
+            Fault::SilenceOld => born < *age,
+            _ => false,
+        };
+        // Bytes that meet silence are lost on the way; the connection is not known to be dead by either side.
+        if silent(&faults.borrow()) {
+            let _ = faults.wait_for(|state| !silent(state)).await;
+            return Err(std::io::ErrorKind::ConnectionAborted.into());
+        }
+        if read == 0 {
+            to.shutdown().await?;
+            return Ok(());
+        }
+        let fault = faults.borrow().0;
+        let mut len = read;
+        match fault {
+            Fault::Delay(delay) => tokio::time::sleep(delay).await,
+            Fault::CutAfter(limit) if from_server => len = len.min(limit.saturating_sub(passed)),
+            _ => {}
+        }
+        to.write_all(&block[..len]).await?;
+        passed += len;
+        if matches!(fault, Fault::CutAfter(limit) if from_server && passed >= limit) {
+            return Err(std::io::ErrorKind::ConnectionAborted.into());
+        }
+    }
+}
+
+fn reset(socket: TcpStream) {
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+}
