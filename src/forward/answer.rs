@@ -15,6 +15,9 @@ const ASK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a client may take to read the last words and close.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// What a client may still send after its end, in bytes, before its connection is reset.
+const FORGOTTEN: usize = 1 << 20;
+
 /// Refuses a client that has no session yet: refuses encryption, since there is nobody to encrypt with, and then
 /// says why. `first` is what the client has sent already.
 pub(super) async fn refuse(socket: &mut TcpStream, first: Vec<u8>, code: SqlState, text: &str) {
@@ -60,8 +63,13 @@ pub(super) async fn say(socket: &mut TcpStream, code: SqlState, text: &str) {
 pub(super) async fn finish(socket: &mut TcpStream) {
     let farewell = async {
         if socket.shutdown().await.is_ok() {
-            let mut block = [0; 4 << 10];
-            while matches!(socket.read(&mut block).await, Ok(read) if read > 0) {}
+            let (mut block, mut forgotten) = ([0; 4 << 10], 0);
+            while let Ok(read) = socket.read(&mut block).await
+                && read > 0
+                && forgotten < FORGOTTEN
+            {
+                forgotten += read;
+            }
         }
     };
     let _ = timeout(CLOSE_PATIENCE, farewell).await;

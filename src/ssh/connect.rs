@@ -67,7 +67,7 @@ pub async fn connect(
         Ok(Err(error)) => {
             let greeting = transport::lock(&greeting);
             Err(if greeting.is_complete() {
-                handshake_failure(bastion, error)
+                handshake_failure(bastion, error, obituary.read())
             } else {
                 greeting_failure(bastion, &greeting, &error)
             })
@@ -75,8 +75,11 @@ pub async fn connect(
         Err(_) => {
             // russh's task outlives the dropped future until its transport fails.
             gate.condemn();
-            Err(if transport::lock(&greeting).is_complete() {
+            let greeting = transport::lock(&greeting);
+            Err(if greeting.is_complete() {
                 Failure::new(Cause::KexTimeout, format!("{bastion} did not finish the key exchange in time"))
+            } else if greeting.is_heard() {
+                greeting.failure(bastion)
             } else {
                 Failure::new(
                     Cause::BannerTimeout,
@@ -296,16 +299,12 @@ fn greeting_failure(bastion: &HostPort, greeting: &Greeting, error: &HandlerErro
             }
             failure
         }
-        HandlerError::Ssh(russh::Error::Version)
-            if greeting.failure(bastion).cause == Cause::BannerClosed =>
-        {
-            Failure::new(Cause::BannerNotSsh, format!("{bastion} greets as no SSH 2.0 server does"))
-        }
         _ => greeting.failure(bastion),
     }
 }
 
-fn handshake_failure(bastion: &HostPort, error: HandlerError) -> Failure {
+/// `last_words` is what the bastion said when it disconnected, if it did.
+fn handshake_failure(bastion: &HostPort, error: HandlerError, last_words: Option<Failure>) -> Failure {
     let error = match error {
         HandlerError::Refused(failure) => return failure,
         HandlerError::Ssh(error) => error,
@@ -329,9 +328,13 @@ fn handshake_failure(bastion: &HostPort, error: HandlerError) -> Failure {
         russh::Error::IO(error) if is_end(&error) => {
             Failure::new(Cause::KexClosed, format!("{bastion} closed the connection during the key exchange"))
         }
-        russh::Error::Disconnect | russh::Error::HUP => {
-            Failure::new(Cause::KexClosed, format!("{bastion} ended the connection during the key exchange"))
-        }
+        // russh's word for a disconnection, and for a packet too short to be one.
+        russh::Error::Disconnect => match last_words.filter(|words| words.cause == Cause::SessionClosed) {
+            Some(words) => {
+                Failure::new(Cause::KexClosed, format!("during the key exchange, {}", words.detail()))
+            }
+            None => Failure::new(Cause::KexProtocol, format!("{bastion} sent what is no SSH packet")),
+        },
         other => Failure::new(Cause::KexProtocol, format!("the key exchange with {bastion} failed: {other}")),
     }
 }

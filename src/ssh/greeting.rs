@@ -8,7 +8,7 @@ use crate::ids::HostPort;
 #[derive(Debug, Default)]
 pub(super) struct Greeting {
     text: Vec<u8>,
-    /// A line that begins with `SSH-` has been seen whole.
+    /// The line that announces SSH 2.0 has been seen whole.
     complete: bool,
 }
 
@@ -22,7 +22,9 @@ impl Greeting {
         }
         self.text.extend(bytes.iter().take(Self::MAX - self.text.len()));
         let mut lines = self.text.split_inclusive(|byte| *byte == b'\n');
-        if lines.any(|line| line.starts_with(b"SSH-") && line.ends_with(b"\n")) {
+        // RFC 4253 section 5.1: 1.99 is a server that speaks 2.0 and older.
+        let announces = |line: &[u8]| line.starts_with(b"SSH-2.0-") || line.starts_with(b"SSH-1.99-");
+        if lines.any(|line| announces(line) && line.ends_with(b"\n")) {
             self.complete = true;
             self.text = Vec::new();
         }
@@ -31,6 +33,11 @@ impl Greeting {
     /// The server has greeted as an SSH server does.
     pub(super) fn is_complete(&self) -> bool {
         self.complete
+    }
+
+    /// The server has said something, if only nonsense.
+    pub(super) fn is_heard(&self) -> bool {
+        self.complete || !self.text.is_empty()
     }
 
     /// Why there was no greeting, when the connection has ended without one.
@@ -43,7 +50,7 @@ impl Greeting {
         } else if self.text.is_empty() {
             Failure::new(Cause::BannerClosed, format!("{bastion} closed the connection without a word"))
         } else {
-            Failure::new(Cause::BannerNotSsh, format!("{bastion} says \"{text}\", which is not SSH"))
+            Failure::new(Cause::BannerNotSsh, format!("{bastion} says \"{text}\", which is not SSH 2.0"))
         }
     }
 }
@@ -61,7 +68,8 @@ mod tests {
     #[test]
     fn an_ssh_server_greets() {
         assert!(greeting(&[b"SSH-2.0-OpenSSH_9.2\r\n"]).is_complete());
-        assert!(greeting(&[b"welcome\r\nSS", b"H-2.0-x\n"]).is_complete());
+        assert!(greeting(&[b"welcome\r\nSS", b"H-1.99-x\n"]).is_complete());
+        assert!(!greeting(&[b"SSH-1.5-old\r\n"]).is_complete());
         assert!(!greeting(&[b"SSH-2.0-OpenSSH_9.2"]).is_complete());
         assert!(!greeting(&[b"not SSH-2.0\r\n"]).is_complete());
     }

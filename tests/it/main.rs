@@ -18,8 +18,15 @@ mod support;
 
 mod architecture;
 mod carried;
+mod commands;
 mod crowd;
+mod explained;
 mod half_open;
+mod hostile;
+mod library;
 mod lifetime;
+mod logins;
 mod outage;
+mod secrets;
 mod stalled;
+mod surfaces;

@@ -61,9 +61,11 @@ impl Bastion {
             format!(
                 "{lines}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\n\
                  UsePAM no\nPidFile none\nLogLevel VERBOSE\nPasswordAuthentication no\n\
-                 KbdInteractiveAuthentication no\nMaxStartups 100\n",
+                 KbdInteractiveAuthentication no\n{}\n",
                 host_key.display(),
                 bastion.path("authorized_keys").display(),
+                // Of this one keyword the last line wins.
+                if lines.contains("MaxStartups") { "" } else { "MaxStartups 100" },
             ),
         )
         .unwrap();

@@ -1,0 +1,246 @@
+//! The command line, as a user meets it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::support::daemon::{command, configured, run};
+use crate::support::{Bastion, Daemon, Postgres, free_port};
+
+const SMALL: &str = "[bastions.prod]\nhost = \"bastion.example.com\"\nuser = \"tunnelkeeper\"\n\
+                     [databases.analytics]\nbastion = \"prod\"\nhost = \"analytics.internal\"\nlisten = \"127.0.0.1:15432\"\n\
+                     [databases.other]\nbastion = \"prod\"\nhost = \"::1\"\nport = 6432\nlisten = \"127.0.0.1:15433\"\n";
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn help_is_enough_to_begin_with() {
+    let help = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_tunnelkeeper")).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        out(&output)
+    };
+    let whole = help(&["--help"]);
+    for word in ["run", "config", "keygen", "status", "--config", "TUNNELKEEPER_CONFIG", "config check"] {
+        assert!(whole.contains(word), "{word} is not in\n{whole}");
+    }
+    assert!(help(&["run", "--help"]).contains("SIGTERM"));
+    assert!(help(&["keygen", "--help"]).contains("--force"));
+    assert!(help(&["status", "--help"]).contains("TUNNELKEEPER_URL"));
+    assert!(help(&["config", "show", "--help"]).contains("secrets masked"));
+    assert!(help(&["--version"]).starts_with("tunnelkeeper "));
+}
+
+#[test]
+fn wrong_usage_is_two_and_a_wrong_configuration_is_seventy_eight() {
+    let output = Command::new(env!("CARGO_BIN_EXE_tunnelkeeper")).args(["frobnicate"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let (_dir, config) = configured("[bastions.prod]\nhots = \"b\"\n");
+    for arguments in [&["run"][..], &["config", "check"], &["config", "show"], &["keygen", "prod"]] {
+        let output = run(&config, arguments);
+        assert_eq!(output.status.code(), Some(78), "{output:?}");
+        let text = err(&output);
+        for line in
+            ["bastions.prod.host: is missing", "bastions.prod.hots: unknown key: did you mean \"host\"?"]
+        {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+        assert!(text.lines().all(|line| line.starts_with("tunnelkeeper: /")), "{text}");
+    }
+    let (_dir, config) = configured(&format!("{SMALL}[log]\nlevel = \"tunnelkeeper=loud\"\n"));
+    let output = run(&config, &["config", "check"]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(err(&output).contains("log.level: \"tunnelkeeper=loud\" is not a log level"), "{output:?}");
+    let output = run(Path::new("/nonexistent/tunnelkeeper.toml"), &["run"]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(
+        err(&output).contains("/nonexistent/tunnelkeeper.toml: there is no such file: write it"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn check_and_show() {
+    let (_dir, config) = configured(SMALL);
+    let output = run(&config, &["config", "check"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(out(&output).starts_with("the configuration is good: 1 bastion, 2 databases ("), "{output:?}");
+    let shown =
+        command(&config, &["config", "show"]).env("TUNNELKEEPER__LOG__LEVEL", "warn").output().unwrap();
+    let text = out(&shown);
+    let lines: Vec<&str> = text.lines().collect();
+    let line = |start: &str| {
+        *lines.iter().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start} not in {text}"))
+    };
+    assert!(line("level = \"warn\"").ends_with("# the environment"));
+    assert!(line("host = \"bastion.example.com\"").ends_with("tunnelkeeper.toml"));
+    assert!(line("keepalive_interval = \"30s\"").ends_with("# default"));
+    let tables: Vec<&&str> = lines.iter().filter(|line| line.starts_with('[')).collect();
+    assert_eq!(tables[..4], [&"[http]", &"[log]", &"[daemon]", &"[bastions.prod]"]);
+    // What is shown is itself a configuration, with nothing left to default.
+    let (_dir, again) = configured("");
+    fs::write(&again, &text).unwrap();
+    let reshown = run(&again, &["config", "show"]);
+    let values = |text: &str| {
+        text.lines().map(|line| line.split(" # ").next().unwrap().trim().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(values(&out(&reshown)), values(&text), "{}", err(&reshown));
+    assert!(!out(&reshown).contains("# default"), "{}", out(&reshown));
+    let json = run(&config, &["config", "show", "--format", "json"]);
+    let keys: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(
+        keys.as_array()
+            .unwrap()
+            .iter()
+            .any(|key| key["key"] == "databases.analytics.port" && key["value"] == "5432")
+    );
+}
+
+#[test]
+fn keygen_makes_a_key_and_says_what_the_bastion_needs() {
+    let (dir, config) = configured(SMALL);
+    let output = run(&config, &["keygen", "prod"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let key = dir.path().join("state/keys/prod");
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    let public = fs::read_to_string(key.with_extension("pub")).unwrap().trim().to_owned();
+    let line = format!(
+        "restrict,port-forwarding,command=\"/bin/false\",permitopen=\"[::1]:6432\",\
+         permitopen=\"analytics.internal:5432\" {public}"
+    );
+    assert!(out(&output).contains(&line), "{line} is not in {}", out(&output));
+    let again = run(&config, &["keygen", "prod"]);
+    assert_eq!(again.status.code(), Some(0));
+    assert!(out(&again).contains(&public) && out(&again).contains("already there"), "{}", out(&again));
+    let forced = run(&config, &["keygen", "prod", "--force"]);
+    assert_eq!(forced.status.code(), Some(0));
+    assert!(!out(&forced).contains(&public), "--force kept the old key");
+    let unknown = run(&config, &["keygen", "dev"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(err(&unknown).contains("there is no bastion \"dev\": known are prod"), "{unknown:?}");
+}
+
+#[test]
+fn the_line_of_keygen_is_what_sshd_enforces() {
+    let bastion = Bastion::start();
+    let postgres = Postgres::shared();
+    let section = bastion.section("prod", bastion.port);
+    let section: String = section
+        .lines()
+        .filter(|line| !line.starts_with("identity"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let mut daemon = Daemon::start(&format!("{section}{}", postgres.section("analytics", "prod")));
+    let output = run(&daemon.config(), &["keygen", "prod"]);
+    let text = out(&output);
+    let line = text.lines().find(|line| line.contains("restrict,")).unwrap();
+    bastion.authorize(line.trim());
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    daemon.wait();
+    let dir = &daemon.dir;
+    let other = format!(
+        "{}{}",
+        fs::read_to_string(daemon.config()).unwrap(),
+        postgres.unprobed_section("other", "prod")
+    );
+    let other = other.replace(
+        "listen = \"127.0.0.1:0\"\nprobe",
+        &format!("hold = {{ timeout = \"0s\" }}\nlisten = \"127.0.0.1:0\"\nprobe"),
+    );
+    // The second database is on a port that the line does not name.
+    let split = other.rfind("port = ").unwrap();
+    let rest = other[split..].split_once('\n').unwrap().1.to_owned();
+    let config = format!("{}port = {}\n{rest}", &other[..split], free_port());
+    let again = Daemon::start(
+        &config.replace("[http]\nlisten = \"127.0.0.1:0\"\n", "[http]\nlisten = \"127.0.0.1:0\"\n"),
+    );
+    again.wait_up("prod");
+    assert!(crate::support::client::run_psql(again.address("analytics"), "user=trusted", "SELECT 1").is_ok());
+    let refused =
+        crate::support::client::run_psql(again.address("other"), "user=trusted", "SELECT 1").unwrap_err();
+    assert!(refused.contains("channel prohibited"), "{refused}");
+    // No command is run, and there is no shell.
+    let key = dir.path().join("state/keys/prod");
+    let ssh = Command::new("ssh")
+        .args([
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-o",
+            "LogLevel=ERROR",
+        ])
+        .args([
+            "-F",
+            "none",
+            "-o",
+            "IdentitiesOnly=yes",
+            "-i",
+            &key.display().to_string(),
+            "-p",
+            &bastion.port.to_string(),
+        ])
+        .args([&format!("{}@127.0.0.1", bastion.account.name), "echo broken in"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(!ssh.status.success() && !out(&ssh).contains("broken in"), "{ssh:?}");
+}
+
+#[test]
+fn status_shows_what_is_up_and_what_is_not() {
+    let bastion = Bastion::start();
+    let config = format!(
+        "[bastions.gone]\nhost = \"127.0.0.1\"\nport = {}\nuser = \"u\"\n[databases.lost]\nbastion = \"gone\"\nhost = \"h\"\n\
+         listen = \"127.0.0.1:0\"\n{}{}",
+        free_port(),
+        bastion.section("prod", bastion.port),
+        Postgres::shared().section("analytics", "prod")
+    );
+    let daemon = Daemon::start(&config);
+    daemon.wait_up("prod");
+    daemon.wait_event("bastion not reached");
+    crate::support::eventually("the probe is answered", || {
+        (daemon.database("analytics")["probe"]["verdict"] == "up").then_some(())
+    });
+    let url = daemon.url();
+    let output = run(&daemon.config(), &["status", "--url", &url]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = out(&output);
+    for part in [
+        "BASTION",
+        "DATABASE",
+        "prod ",
+        "gone ",
+        " up ",
+        " down ",
+        "tcp refused: cannot connect to",
+        "hint: ",
+        "next attempt in",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    let one =
+        command(Path::new("/none"), &["status", "analytics"]).env("TUNNELKEEPER_URL", &url).output().unwrap();
+    assert!(out(&one).contains("analytics") && !out(&one).contains("gone"), "{one:?}");
+    let json = run(&daemon.config(), &["status", "--format", "json", "--url", &url]);
+    let snapshot: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(snapshot["bastions"].as_array().unwrap().len(), 2);
+    let unknown = run(&daemon.config(), &["status", "nobody", "--url", &url]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(err(&unknown).contains("no bastion or database \"nobody\""));
+    let nobody = run(&daemon.config(), &["status", "--url", &format!("http://127.0.0.1:{}", free_port())]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(err(&nobody).contains("no daemon answers at") && err(&nobody).contains("--url"), "{nobody:?}");
+    let nonsense = run(&daemon.config(), &["status", "--url", "ftp://x"]);
+    assert!(err(&nonsense).contains("is not the address of a daemon"), "{nonsense:?}");
+}
