@@ -87,14 +87,12 @@ fn run() -> Outcome {
 /// and `reconnect` as they are by default, and a second session could die of something less plain than the first.
 /// The environment is left out, since it is meant for a real daemon.
 fn configure(directory: &Path, machine: &Machine) -> Outcome<Settings> {
-    // The daemon does not tell which port it got for its status, so one is chosen beforehand.
-    let status = std::net::TcpListener::bind(ANY_PORT)?.local_addr()?;
     let path = directory.join("tunnelkeeper.toml");
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
     write!(
         file,
         r#"
-        http.listen = "{status}"
+        http.listen = "127.0.0.1:0"
         daemon.drain_timeout = "1s"
 
         [bastions.demo]
@@ -132,8 +130,8 @@ async fn perform(
     machine: &mut Machine,
     mut interrupts: UnboundedReceiver<Request>,
 ) -> Outcome {
-    let daemon = Daemon::start(settings, lanes).map_err(|error| error.to_string())?;
-    let status = settings.plan.http.listen.map(|address| format!("http://{address}/")).unwrap_or_default();
+    let daemon = Daemon::start(settings, lanes)?;
+    let status = daemon.http().map(|address| format!("http://{address}/")).unwrap_or_default();
     let mut story = Story { board: Arc::clone(daemon.board()), machine, status };
     let told = tokio::select! {
         told = story.tell() => told,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -41,6 +42,8 @@ impl fmt::Display for StartError {
     }
 }
 
+impl std::error::Error for StartError {}
+
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
@@ -68,6 +71,7 @@ pub struct Daemon {
     plan: Plan,
     board: Arc<Board>,
     supervisor: Supervisor,
+    http: Option<SocketAddr>,
     http_stop: CancellationToken,
 }
 
@@ -89,9 +93,9 @@ impl Daemon {
         let listening: Vec<String> = databases.iter().map(|(plan, bound)| describe(plan, bound)).collect();
         let supervisor = Supervisor::start(&plan, databases, lanes, &metrics, &board);
         let http_stop = CancellationToken::new();
-        let mut status = None;
+        let mut address = None;
         if let Some(bound) = http {
-            status = bound.addresses().first().map(|address| format!("http://{address}/"));
+            address = bound.addresses().first().copied();
             let allow = plan.http.allow_remote_status;
             tokio::spawn(http::serve(
                 bound,
@@ -103,14 +107,21 @@ impl Daemon {
         }
         metrics.configuration_loaded(Stamp(SystemTime::now()));
         board.set_stage(Stage::Ready);
+        let status = address.map(|address| format!("http://{address}/"));
         info!(version = env!("CARGO_PKG_VERSION"), databases = listening.join(", "), status, "started");
-        Ok(Self { plan, board, supervisor, http_stop })
+        Ok(Self { plan, board, supervisor, http: address, http_stop })
     }
 
     /// What there is to know of it.
     #[must_use]
     pub fn board(&self) -> &Arc<Board> {
         &self.board
+    }
+
+    /// Where it answers HTTP.
+    #[must_use]
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http
     }
 
     async fn run(self, mut signals: mpsc::UnboundedReceiver<Request>) {

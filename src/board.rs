@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
@@ -116,7 +116,7 @@ impl Board {
 fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
     let BastionUnit { plan, tunnel } = unit;
     let tunnel = tunnel.borrow().clone();
-    let stalled =
+    let stalled: Duration =
         tunnel.stalled_before + tunnel.sessions.iter().map(|session| session.load.stalled(now)).sum();
     Bastion {
         name: plan.name.to_string(),

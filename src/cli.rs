@@ -1,6 +1,6 @@
 //! The command line: reads it, runs the command, and says how it ended.
 
-mod config;
+mod configuration;
 mod keygen;
 mod status;
 
@@ -153,8 +153,10 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
     let surroundings = surroundings(arguments.config);
     match arguments.command {
         Command::Run => run(&surroundings),
-        Command::Config(ConfigCommand::Check) => config::check(&load(&surroundings)?, out),
-        Command::Config(ConfigCommand::Show { format }) => config::show(&load(&surroundings)?, format, out),
+        Command::Config(ConfigCommand::Check) => configuration::check(&load(&surroundings)?, out),
+        Command::Config(ConfigCommand::Show { format }) => {
+            configuration::show(&load(&surroundings)?, format, out)
+        }
         Command::Keygen { bastion, force } => keygen::keygen(&load(&surroundings)?, &bastion, force, out),
         Command::Status { names, daemon, format } => {
             let url = daemon.url.or_else(|| surroundings.variables.get("TUNNELKEEPER_URL").cloned());

@@ -11,6 +11,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::failure::plain;
+
 /// Where a daemon answers unless it is told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:9822";
 
@@ -38,8 +40,7 @@ async fn ask(url: &str, path: &str) -> Result<String, String> {
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     let port = authority.port_u16().unwrap_or(80);
     let socket = TcpStream::connect((host, port)).await.map_err(|error| {
-        let text = error.to_string();
-        let text = text.split(" (os error").next().unwrap_or(&text);
+        let text = plain(&error);
         format!("no daemon answers at {url}: {text}: start it with `tunnelkeeper run`, or name its address with --url")
     })?;
     let broken = |error: hyper::Error| format!("the daemon at {url} broke the conversation: {error}");

@@ -10,6 +10,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use crate::failure::plain;
 use crate::secret::{Secret, SecretSource};
 
 const MAX_LEN: u64 = 64 << 10;
@@ -46,10 +47,7 @@ pub async fn fetch(source: &SecretSource) -> Result<Secret, String> {
 }
 
 async fn read_file(path: &Path) -> Result<Zeroizing<String>, String> {
-    let cannot = |error: io::Error| {
-        let text = error.to_string();
-        format!("cannot be read: {}", text.split(" (os error").next().unwrap_or(&text))
-    };
+    let cannot = |error: io::Error| format!("cannot be read: {}", plain(&error));
     let file = tokio::fs::File::open(path).await.map_err(cannot)?;
     collect(file).await
 }
@@ -60,7 +58,7 @@ async fn collect(source: impl tokio::io::AsyncRead + Unpin) -> Result<Zeroizing<
         .take(MAX_LEN + 1)
         .read_to_end(&mut bytes)
         .await
-        .map_err(|error| format!("cannot be read: {error}"))?;
+        .map_err(|error| format!("cannot be read: {}", plain(&error)))?;
     if bytes.len() as u64 > MAX_LEN {
         return Err(format!("is longer than {MAX_LEN} bytes"));
     }
@@ -79,14 +77,14 @@ async fn run(argv: &[String]) -> Result<Zeroizing<String>, String> {
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|error| format!("cannot be started: {error}"))?;
+        .map_err(|error| format!("cannot be started: {}", plain(&error)))?;
     let output = child.stdout.take().ok_or("gives no output")?;
     let finish = async {
         let text = collect(output).await?;
         match child.wait().await {
             Ok(status) if status.success() => Ok(text),
             Ok(status) => Err(format!("failed ({status}): run it by hand as the daemon's user to see why")),
-            Err(error) => Err(format!("cannot be waited for: {error}")),
+            Err(error) => Err(format!("cannot be waited for: {}", plain(&error))),
         }
     };
     match timeout(COMMAND_TIMEOUT, finish).await {

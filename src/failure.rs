@@ -204,6 +204,13 @@ impl Serialize for Failure {
     }
 }
 
+/// The system's word for an error, without its number.
+#[must_use]
+pub fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
 /// Text of a peer as one printable line of at most `max` characters.
 #[must_use]
 pub fn one_line(text: &str, max: usize) -> String {

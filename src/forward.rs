@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::clock::now;
 use crate::dial::Dial;
 use crate::failure::{Cause, Failure};
 use crate::listener::Bound;
@@ -27,7 +27,7 @@ use crate::pgwire::SqlState;
 use crate::settings::plan::DatabasePlan;
 use crate::settings::show_duration;
 use crate::socket_table::SocketTable;
-use crate::state::{ClientState, ForwardState, Incident, Moment};
+use crate::state::{ClientState, ForwardState, Incident};
 use client::Client;
 
 /// Clients beyond the limit that are told so at a time; the rest is turned away without a word.
@@ -96,10 +96,6 @@ impl<D> Shared<D> {
             info!(database = %self.plan.name, bastion = %self.plan.bastion, "clients are connected again");
         }
     }
-}
-
-fn now() -> Moment {
-    Moment::at(Instant::now().into_std())
 }
 
 /// The forward itself.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::failure::plain;
+
 /// Connections that the kernel may keep for us; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
@@ -41,7 +43,7 @@ impl fmt::Display for BindError {
             io::ErrorKind::PermissionDenied => {
                 write!(f, "{address} may not be bound by this user: choose a port above 1023")
             }
-            _ => write!(f, "{address} cannot be bound: {error}"),
+            _ => write!(f, "{address} cannot be bound: {}", plain(error)),
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
+use crate::clock::now;
 use crate::credentials;
 use crate::dial::{Dial, Seat};
 use crate::failure::{Cause, Failure, Phase};
@@ -20,7 +21,7 @@ use crate::metrics::{DatabaseMetrics, ProbePhase};
 use crate::postgres::{Session, negotiate};
 use crate::pump::ferry;
 use crate::settings::plan::{DatabasePlan, LoginPlan, ProbeLevel, ProbePlan, ProbeWhen};
-use crate::state::{Health, Incident, Moment, ProbeState};
+use crate::state::{Health, Incident, ProbeState};
 use crate::verdict::{Outcome, Verdict};
 
 /// A login that was rejected is not tried more often: databases lock accounts, and log each try.
@@ -119,10 +120,6 @@ fn is_rejection(failure: &Failure) -> bool {
         failure.cause,
         Cause::DbLoginRejected | Cause::DbLoginNoHbaEntry | Cause::DbLoginUnsupportedMethod
     )
-}
-
-fn now() -> Moment {
-    Moment::at(Instant::now().into_std())
 }
 
 impl<D: Dial> Probe<D> {
@@ -283,7 +280,7 @@ impl<D: Dial> Probe<D> {
         let (detail, hint) = (failure.map(Failure::detail), failure.map(Failure::hint));
         match (before == health, health) {
             (false, Health::Up) => {
-                let latency_ms = latency.map(|latency| latency.as_secs_f64() * 1000.0);
+                let latency_ms = latency.map(|latency| (latency.as_secs_f64() * 10_000.0).round() / 10.0);
                 info!(%database, %bastion, latency_ms, "database up");
             }
             (false, Health::Down) => {

@@ -14,15 +14,16 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
+use crate::clock::now;
 use crate::credentials;
-use crate::failure::{Cause, Failure};
+use crate::failure::{Cause, Failure, plain};
 use crate::host_keys::{KnownHosts, Trust};
 use crate::keepalive::{Keepalive, SUSPECT_AFTER, Sign};
 use crate::metrics::BastionMetrics;
 use crate::settings::plan::{BastionPlan, TrustPlan};
 use crate::settings::show_duration;
 use crate::ssh::{self, BufferMemory, Connection, Gate};
-use crate::state::{Moment, SessionLoad, SessionPhase, SessionState};
+use crate::state::{SessionLoad, SessionPhase, SessionState};
 
 /// The longest time between two looks at a session.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -111,10 +112,6 @@ pub fn new(parts: Parts) -> (Handle, impl Future<Output = Exit> + Send + use<>) 
     (handle, Session { parts, load, state, connection }.run(commands))
 }
 
-fn now() -> Moment {
-    Moment::at(Instant::now().into_std())
-}
-
 impl Session {
     async fn run(self, mut commands: mpsc::UnboundedReceiver<Command>) -> Exit {
         let started = Instant::now();
@@ -132,7 +129,7 @@ impl Session {
             bastion = %self.parts.plan.name,
             session = self.parts.id,
             address = self.state.borrow().address.map(tracing::field::display),
-            took_s = took.as_secs_f64(),
+            took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             "session established"
         );
         // A connection is set once, so this cannot fail.
@@ -289,11 +286,9 @@ fn read_known_hosts(files: &[PathBuf], must_exist: bool) -> Result<Trust, Failur
             Ok(bytes) => known.read(&file.display().to_string(), &String::from_utf8_lossy(&bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => {}
             Err(error) => {
-                let text = error.to_string();
-                let text = text.split(" (os error").next().unwrap_or(&text);
                 return Err(Failure::new(
                     Cause::HostKeyUnreadable,
-                    format!("the known_hosts file {} cannot be read: {text}", file.display()),
+                    format!("the known_hosts file {} cannot be read: {}", file.display(), plain(&error)),
                 ));
             }
         }

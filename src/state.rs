@@ -20,14 +20,6 @@ pub struct Moment {
     pub wall: SystemTime,
 }
 
-impl Moment {
-    /// The wall-clock time belonging to an instant that is now.
-    #[must_use]
-    pub fn at(instant: Instant) -> Self {
-        Self { instant, wall: SystemTime::now() }
-    }
-}
-
 /// A failure and when it happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incident {

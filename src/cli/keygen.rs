@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 
 use super::Stop;
+use crate::failure::plain;
 use crate::settings::Settings;
 use crate::settings::plan::{BastionPlan, IdentityPlan};
 use crate::ssh;
@@ -21,8 +22,7 @@ pub(super) fn keygen(settings: &Settings, name: &str, force: bool, out: &mut imp
         )));
     };
     let cannot = |error: io::Error| {
-        let text = error.to_string();
-        let text = text.split(" (os error").next().unwrap_or(&text).to_owned();
+        let text = plain(&error);
         Stop::Failed(format!("the key {} cannot be made: {text}: check daemon.state_dir", path.display()))
     };
     if force && path.exists() {

@@ -171,7 +171,7 @@ impl FakeDial {
     }
 
     pub(crate) fn set_up(&self, up: bool) {
-        let now = crate::state::Moment::at(tokio::time::Instant::now().into_std());
+        let now = crate::clock::now();
         self.0.state.send_modify(|state| Arc::make_mut(state).uptime.set(up, now));
         self.0.up.store(up, Ordering::SeqCst);
         self.0.changed.notify_waiters();

@@ -24,7 +24,7 @@ use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
 
-use crate::failure::{Cause, Failure};
+use crate::failure::{Cause, Failure, plain};
 use crate::ids::HostPort;
 use crate::pgwire::SSL_REQUEST;
 use crate::settings::plan::{TlsMode, TlsPlan};
@@ -76,7 +76,7 @@ async fn ask_and_shake<S: Stream>(
         stream.read_u8().await
     };
     let answer = ask.await.map_err(|error| {
-        let text = format!("{database} closed the connection when it was asked for TLS: {error}");
+        let text = format!("{database} closed the connection when it was asked for TLS: {}", plain(&error));
         Failure::new(Cause::DbTlsFailed, text)
     })?;
     match answer {
@@ -148,7 +148,8 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
     let place = match ca {
         Some(path) => {
             let place = format!("tls.ca {}", path.display());
-            let text = fs::read(path).map_err(|error| format!("{place} cannot be read: {error}"))?;
+            let text =
+                fs::read(path).map_err(|error| format!("{place} cannot be read: {}", plain(&error)))?;
             for certificate in CertificateDer::pem_slice_iter(&text) {
                 let certificate = certificate.map_err(|error| format!("{place} is not PEM: {error}"))?;
                 store

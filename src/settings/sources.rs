@@ -10,6 +10,7 @@ use config::{Config, Environment, FileFormat, Format, Map, Source, Value, ValueK
 
 use super::reader::Table;
 use super::{Problem, Surroundings};
+use crate::failure::plain;
 
 /// The file read where neither `--config` nor `$TUNNELKEEPER_CONFIG` names one.
 pub const DEFAULT_FILE: &str = "/etc/tunnelkeeper/tunnelkeeper.toml";
@@ -81,11 +82,11 @@ fn files(surroundings: &Surroundings, problems: &mut Vec<Problem>) -> Vec<PathBu
     let mut files = vec![main];
     match fs::metadata(&parts_dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return files,
-        Err(error) => problems.push(problem(&parts_dir, format!("cannot be read: {error}"))),
+        Err(error) => problems.push(problem(&parts_dir, format!("cannot be read: {}", plain(&error)))),
         Ok(metadata) => problems.extend(check_owner(&parts_dir, &metadata, surroundings.uid)),
     }
     match fs::read_dir(&parts_dir) {
-        Err(error) => problems.push(problem(&parts_dir, format!("cannot be read: {error}"))),
+        Err(error) => problems.push(problem(&parts_dir, format!("cannot be read: {}", plain(&error)))),
         Ok(entries) => {
             let mut parts: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
             parts.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
@@ -111,7 +112,7 @@ fn read_file(path: &Path, uid: u32, merged: &mut Merged) -> Option<Map<String, V
                     .to_owned(),
             );
         }
-        Err(error) => return refuse(merged, format!("cannot be read: {error}")),
+        Err(error) => return refuse(merged, format!("cannot be read: {}", plain(&error))),
     };
     if let Some(found) = check_owner(path, &metadata, uid) {
         merged.problems.push(found);
@@ -127,7 +128,7 @@ fn read_file(path: &Path, uid: u32, merged: &mut Merged) -> Option<Map<String, V
     }
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) => return refuse(merged, format!("cannot be read: {error}")),
+        Err(error) => return refuse(merged, format!("cannot be read: {}", plain(&error))),
     };
     match FileFormat::Toml.parse(Some(&path.display().to_string()), &text) {
         Ok(table) => Some(table),

@@ -18,7 +18,7 @@ use super::gate::Gate;
 use super::greeting::Greeting;
 use super::guard::{Guard, HandlerError, Obituary};
 use super::transport::{self, Transport};
-use crate::failure::{Cause, Failure};
+use crate::failure::{Cause, Failure, plain};
 use crate::host_keys::Trust;
 use crate::ids::HostPort;
 
@@ -158,7 +158,7 @@ async fn race(
             biased;
             () = tokio::time::sleep_until(deadline) => {
                 let mut detail = format!("no address of {bastion} answered in time");
-                append_errors(&mut detail, &errors);
+                append_errors(&mut detail, bastion, &errors);
                 return Err(Failure::new(Cause::TcpTimeout, detail));
             }
             finished = attempts.join_next(), if !attempts.is_empty() => match finished {
@@ -186,16 +186,18 @@ fn tcp_failure(bastion: &HostPort, errors: &[(SocketAddr, io::Error)]) -> Failur
         _ => Cause::TcpUnreachable,
     });
     let mut detail = format!("cannot connect to {bastion}");
-    append_errors(&mut detail, errors);
+    append_errors(&mut detail, bastion, errors);
     Failure::new(cause, detail)
 }
 
-fn append_errors(detail: &mut String, errors: &[(SocketAddr, io::Error)]) {
+/// The address is named only where the host's name does not say it already.
+fn append_errors(detail: &mut String, bastion: &HostPort, errors: &[(SocketAddr, io::Error)]) {
     for (index, (address, error)) in errors.iter().enumerate() {
-        let separator = if index == 0 { ": " } else { "; " };
-        let text = error.to_string();
-        let text = text.split(" (os error").next().unwrap_or(&text);
-        detail.push_str(&format!("{separator}{address}: {text}"));
+        detail.push_str(if index == 0 { ": " } else { "; " });
+        if address.to_string() != bastion.to_string() {
+            detail.push_str(&format!("{address}: "));
+        }
+        detail.push_str(&plain(error));
     }
 }
 

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::state::{Moment, SessionLoad};
+use crate::clock::now;
+use crate::state::SessionLoad;
 
 /// The backlog at which the gate of a session with one client shuts, in bytes.
 pub const SINGLE_LIMIT: usize = 16 << 20;
@@ -74,10 +75,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
 impl Gate {
     /// An open gate. Its figures are published through `load`.
     #[must_use]
@@ -85,7 +82,7 @@ impl Gate {
         let gate = Arc::new(Self {
             memory: Arc::clone(memory),
             load,
-            born: now(),
+            born: now().instant,
             received: AtomicU64::new(0),
             condemned: AtomicBool::new(false),
             waiting: Mutex::default(),
@@ -137,7 +134,7 @@ impl Gate {
     }
 
     pub(super) fn note_received(&self) {
-        let micros = now().saturating_duration_since(self.born).as_micros();
+        let micros = now().instant.saturating_duration_since(self.born).as_micros();
         self.received.store(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::Release);
     }
 
@@ -187,7 +184,7 @@ impl Gate {
     fn set_shut(&self, shut: bool, reader: Option<Waker>) {
         let mut waiting = lock(&self.waiting);
         waiting.reader = reader;
-        self.load.set_gate(!shut, Moment::at(now()));
+        self.load.set_gate(!shut, now());
         self.update_blocked(&mut waiting);
     }
 
@@ -195,7 +192,7 @@ impl Gate {
         if self.load.gate_open() || self.load.clients() <= 1 {
             waiting.blocked_since = None;
         } else {
-            waiting.blocked_since.get_or_insert_with(now);
+            waiting.blocked_since.get_or_insert_with(|| now().instant);
         }
     }
 
@@ -307,10 +304,10 @@ mod tests {
         });
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert!(!reader.is_finished());
-        assert_eq!(gate.load().stalled(now()).as_secs(), 3);
+        assert_eq!(gate.load().stalled(now().instant).as_secs(), 3);
         tokio::time::sleep(Duration::from_secs(4)).await;
         gate.release(SINGLE_LIMIT);
         reader.await.unwrap();
-        assert_eq!(gate.load().stalled(now()).as_secs(), 7);
+        assert_eq!(gate.load().stalled(now().instant).as_secs(), 7);
     }
 }

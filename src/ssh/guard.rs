@@ -9,7 +9,7 @@ use russh::{Channel, ChannelId, ChannelOpenFailure};
 use tokio::sync::watch;
 
 use super::gate::Gate;
-use crate::failure::{Cause, Failure, one_line};
+use crate::failure::{Cause, Failure, one_line, plain};
 use crate::host_keys::{OfferedKey, Trust};
 use crate::ids::HostPort;
 
@@ -233,7 +233,10 @@ fn loss(bastion: &HostPort, error: &russh::Error) -> Failure {
                 Cause::SessionKeepaliveTimeout,
                 format!("{bastion} acknowledged nothing for so long that the kernel gave up"),
             ),
-            _ => Failure::new(Cause::SessionReset, format!("the connection to {bastion} broke: {error}")),
+            _ => Failure::new(
+                Cause::SessionReset,
+                format!("the connection to {bastion} broke: {}", plain(error)),
+            ),
         },
         russh::Error::Disconnect => {
             Failure::new(Cause::SessionClosed, format!("the connection to {bastion} was ended"))

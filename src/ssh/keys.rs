@@ -11,7 +11,7 @@ use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, HashAlg, PrivateKey, decode_secret_key};
 use zeroize::Zeroizing;
 
-use crate::failure::{Cause, Failure};
+use crate::failure::{Cause, Failure, plain};
 use crate::ids::Name;
 use crate::secret::Secret;
 use crate::settings::plan::{BastionPlan, IdentityPlan};
@@ -77,7 +77,11 @@ pub fn load_identities(plan: &BastionPlan, passphrase: Option<&Secret>) -> Resul
 }
 
 fn cannot_make(path: &Path, error: &io::Error) -> Failure {
-    Failure::new(Cause::AuthNoIdentity, format!("the key {} cannot be made: {error}", path.display())).with_hint(
+    Failure::new(
+        Cause::AuthNoIdentity,
+        format!("the key {} cannot be made: {}", path.display(), plain(error)),
+    )
+    .with_hint(
         "let the daemon's user write to daemon.state_dir, or name an existing private key with `identity`",
     )
 }
@@ -93,11 +97,8 @@ fn unreadable(path: &Path, found: impl std::fmt::Display) -> Failure {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
-    let plain = |error: io::Error| {
-        let text = error.to_string();
-        unreadable(path, format!("cannot be read: {}", text.split(" (os error").next().unwrap_or(&text)))
-    };
-    let metadata = fs::metadata(path).map_err(plain)?;
+    let cannot = |error: io::Error| unreadable(path, format!("cannot be read: {}", plain(&error)));
+    let metadata = fs::metadata(path).map_err(cannot)?;
     if !metadata.is_file() {
         return Err(unreadable(path, "is not a file"));
     }
@@ -114,7 +115,7 @@ fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
     }
     fs::read_to_string(path).map(Zeroizing::new).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidData => unreadable(path, "is not a private key in any known format"),
-        _ => plain(error),
+        _ => cannot(error),
     })
 }
 

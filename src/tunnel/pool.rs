@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::{Parts, Seat, Waiting};
+use crate::clock::now;
 use crate::failure::{Cause, Failure};
 use crate::placement::{self, Candidate, EMPTY_FOR, Placement};
 use crate::retry::{PROVEN_AFTER, Retry};
@@ -74,10 +75,6 @@ pub(super) struct Pool {
     /// The state differs from the published one.
     dirty: bool,
     warned: Option<(Cause, Instant)>,
-}
-
-fn now() -> Moment {
-    Moment::at(Instant::now().into_std())
 }
 
 impl Pool {
@@ -361,8 +358,7 @@ impl Pool {
 
     /// One warning when a bastion begins to fail in a new way, and a reminder now and then.
     fn warn_of(&mut self, failure: &Failure) {
-        let retry_in = self.not_before.duration_since(Instant::now()).as_secs_f64();
-        let retry_in = format!("{retry_in:.1}s");
+        let retry_in_s = (self.not_before.duration_since(Instant::now()).as_secs_f64() * 10.0).round() / 10.0;
         let known =
             self.warned.is_some_and(|(cause, at)| cause == failure.cause && at.elapsed() < REMIND_EVERY);
         let (bastion, refusing) = (&self.parts.plan.name, self.state.refusing);
@@ -370,10 +366,10 @@ impl Pool {
         let (detail, hint) = (failure.detail(), failure.hint());
         let public_key = self.state.public_key.as_deref();
         if known && !refusing {
-            debug!(%bastion, phase, reason, detail, hint, retry_in, "bastion not reached");
+            debug!(%bastion, phase, reason, detail, hint, retry_in_s, "bastion not reached");
         } else {
             self.warned = Some((failure.cause, Instant::now()));
-            warn!(%bastion, phase, reason, detail, hint, public_key, retry_in, "bastion not reached");
+            warn!(%bastion, phase, reason, detail, hint, public_key, retry_in_s, "bastion not reached");
         }
     }
 

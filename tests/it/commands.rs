@@ -144,30 +144,20 @@ fn the_line_of_keygen_is_what_sshd_enforces() {
     bastion.authorize(line.trim());
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
     daemon.wait();
-    let dir = &daemon.dir;
-    let other = format!(
-        "{}{}",
-        fs::read_to_string(daemon.config()).unwrap(),
-        postgres.unprobed_section("other", "prod")
-    );
-    let other = other.replace(
-        "listen = \"127.0.0.1:0\"\nprobe",
-        &format!("hold = {{ timeout = \"0s\" }}\nlisten = \"127.0.0.1:0\"\nprobe"),
-    );
+    let config = fs::read_to_string(daemon.config()).unwrap();
     // The second database is on a port that the line does not name.
-    let split = other.rfind("port = ").unwrap();
-    let rest = other[split..].split_once('\n').unwrap().1.to_owned();
-    let config = format!("{}port = {}\n{rest}", &other[..split], free_port());
-    let again = Daemon::start(
-        &config.replace("[http]\nlisten = \"127.0.0.1:0\"\n", "[http]\nlisten = \"127.0.0.1:0\"\n"),
+    let other = postgres.unprobed_section("other", "prod").replace(
+        &format!("port = {}\n", postgres.port),
+        &format!("port = {}\nhold = {{ timeout = \"0s\" }}\n", free_port()),
     );
+    let again = Daemon::start(&format!("{config}{other}"));
     again.wait_up("prod");
     assert!(crate::support::client::run_psql(again.address("analytics"), "user=trusted", "SELECT 1").is_ok());
     let refused =
         crate::support::client::run_psql(again.address("other"), "user=trusted", "SELECT 1").unwrap_err();
     assert!(refused.contains("channel prohibited"), "{refused}");
     // No command is run, and there is no shell.
-    let key = dir.path().join("state/keys/prod");
+    let key = daemon.dir.path().join("state/keys/prod");
     let ssh = Command::new("ssh")
         .args([
             "-o",

@@ -83,7 +83,7 @@ impl server::Handler for Intruder {
     async fn auth_publickey(
         &mut self,
         _: &str,
-        _: russh::server::VerifiedPublicKey<'_>,
+        _: server::VerifiedPublicKey<'_>,
     ) -> Result<Auth, russh::Error> {
         Ok(Auth::Accept)
     }
@@ -165,10 +165,8 @@ fn channels_that_the_bastion_opens_are_refused() {
 #[test]
 fn clients_that_speak_nonsense() {
     let bastion = Bastion::start();
-    let down = format!(
-        "[bastions.gone]\nhost = \"127.0.0.1\"\nport = 1\nuser = \"u\"\n[databases.lost]\nbastion = \"gone\"\nhost = \"h\"\n\
-         listen = \"127.0.0.1:0\"\nhold = {{ timeout = \"2s\" }}\n"
-    );
+    let down = "[bastions.gone]\nhost = \"127.0.0.1\"\nport = 1\nuser = \"u\"\n[databases.lost]\nbastion = \"gone\"\n\
+                host = \"h\"\nlisten = \"127.0.0.1:0\"\nhold = { timeout = \"2s\" }\n";
     let config = format!(
         "{down}{}{}",
         bastion.section("prod", bastion.port),

@@ -25,7 +25,10 @@ fn address(daemon: &Daemon) -> std::net::SocketAddr {
 #[test]
 fn health_metrics_and_status_of_one_moment() {
     let (_bastion, daemon) = usual();
-    eventually("the database is ready", || (daemon.get("/readyz/analytics").0 == 200).then_some(()));
+    eventually("the probe is answered", || {
+        (daemon.database("analytics")["probe"]["verdict"] == "up").then_some(())
+    });
+    assert_eq!(daemon.get("/readyz/analytics"), (200, "ready\n".to_owned()));
     assert_eq!(daemon.get("/livez"), (200, "ok\n".to_owned()));
     assert_eq!(daemon.get("/readyz"), (200, "ready\n".to_owned()));
     assert_eq!(daemon.get("/readyz/unknown").0, 404);

@@ -163,11 +163,6 @@ impl Bastion {
             let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL);
         }
     }
-
-    /// How many connections it serves.
-    pub fn sessions(&self) -> usize {
-        descendants(self.running.as_ref().unwrap().id()).len()
-    }
 }
 
 impl Drop for Bastion {

@@ -91,6 +91,7 @@ impl Postgres {
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
+            .map(drop)
             .unwrap();
         eventually("PostgreSQL answers", || postgres.try_sql("postgres", "SELECT 1").ok());
         postgres.sql(

@@ -67,7 +67,7 @@ async fn connection(near: TcpStream, server: u16, faults: Arc<watch::Sender<(Fau
     let born = faults.borrow().1;
     let mut faults = faults.subscribe();
     if faults.borrow().0 == Fault::Reset {
-        return reset(near);
+        return reset(&near);
     }
     let Ok(far) = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], server))).await else { return };
     for socket in [&near, &far] {
@@ -125,6 +125,6 @@ async fn pass(
     }
 }
 
-fn reset(socket: TcpStream) {
-    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+fn reset(socket: &TcpStream) {
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
