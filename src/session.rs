@@ -282,16 +282,18 @@ async fn read_trust(plan: &BastionPlan) -> Result<Trust, Failure> {
 fn read_known_hosts(files: &[PathBuf], must_exist: bool) -> Result<Trust, Failure> {
     let mut known = KnownHosts::default();
     for file in files {
-        match std::fs::read(file) {
-            Ok(bytes) => known.read(&file.display().to_string(), &String::from_utf8_lossy(&bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => {}
+        let bytes = match std::fs::read(file) {
+            Ok(bytes) => bytes,
+            // It has no line for the bastion, and is named as one of those looked into.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => Vec::new(),
             Err(error) => {
                 return Err(Failure::new(
                     Cause::HostKeyUnreadable,
                     format!("the known_hosts file {} cannot be read: {}", file.display(), plain(&error)),
                 ));
             }
-        }
+        };
+        known.read(&file.display().to_string(), &String::from_utf8_lossy(&bytes));
     }
     Ok(Trust::Files(known))
 }

@@ -155,7 +155,7 @@ impl KnownHosts {
     /// The files read, as the subject of a sentence.
     pub(super) fn describe_files(&self) -> String {
         match self.files.as_slice() {
-            [] => "there is no known_hosts file, so".to_owned(),
+            [] => "the known_hosts files have".to_owned(),
             [one] => format!("{one} has"),
             [many @ .., last] => format!("{} and {last} have", many.join(", ")),
         }

@@ -19,6 +19,7 @@ mod support;
 mod architecture;
 mod carried;
 mod commands;
+mod contract;
 mod crowd;
 mod explained;
 mod half_open;

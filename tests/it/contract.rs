@@ -1,0 +1,76 @@
+//! The files beside the source say what the program does.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::support::daemon::{command, configured};
+
+fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Every key in force, with its value and its source.
+fn shown(configuration: &str) -> BTreeMap<String, (String, String)> {
+    // The tables of the file itself are complete: nothing is put before them.
+    let (_dir, path) = configured(&format!("# [http]\n{configuration}"));
+    let output = command(&path, &["config", "show", "--format", "json"])
+        .env("ANALYTICS_PASSWORD", "not shown")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}\n{configuration}");
+    let keys: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    keys.iter().map(|key| (text(&key["key"]), (text(&key["value"]), text(&key["source"])))).collect()
+}
+
+#[test]
+fn every_configuration_file_loads() {
+    let files: Vec<PathBuf> =
+        fs::read_dir(file("config")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    for path in &files {
+        assert!(!shown(&fs::read_to_string(path).unwrap()).is_empty());
+    }
+    assert!(files.len() >= 3, "{files:?}");
+}
+
+#[test]
+fn the_smallest_configuration_of_the_readme_loads() {
+    let readme = fs::read_to_string(file("README.md")).unwrap();
+    let blocks: Vec<&str> =
+        readme.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let whole: Vec<&&str> = blocks.iter().filter(|block| block.contains("[bastions.")).collect();
+    assert!(!whole.is_empty());
+    assert!(whole.iter().all(|block| shown(block)["bastions.prod.port"].0 == "22"));
+}
+
+#[test]
+fn the_reference_names_every_key_with_its_default() {
+    let reference = fs::read_to_string(file("config/tunnelkeeper.toml")).unwrap();
+    let is_assignment = |line: &str| {
+        let key = line.split(" = ").next().unwrap();
+        line.contains(" = ") && key.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c == '.')
+    };
+    // Pins exclude files of known hosts, a mode that does not verify excludes roots; and files that are named exist.
+    let alternatives = ["known_hosts = ", "host_key = ", "tls.ca = "];
+    assert!(alternatives.iter().all(|key| reference.contains(&format!("\n# {key}"))));
+    let written_out: Vec<&str> = reference
+        .lines()
+        .map(|line| line.strip_prefix("# ").filter(|rest| is_assignment(rest)).unwrap_or(line))
+        .filter(|line| !alternatives.iter().any(|key| line.starts_with(key)))
+        .collect();
+    let (defaults, written_out) = (shown(&reference), shown(&written_out.join("\n")));
+    let mut checked = 0;
+    for (key, (value, source)) in &defaults {
+        // It is as many as this machine has cores.
+        if source == "default" && key != "daemon.threads" && key != "bastions.prod.known_hosts" {
+            let (written, by) = &written_out[key];
+            assert_ne!(by, "default", "{key} is not in the reference");
+            assert_eq!(written, value, "{key} has another default");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 25, "{checked}");
+}
