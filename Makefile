@@ -3,7 +3,7 @@
 .PHONY: build demo test prepare lint unit integration story audit
 
 build:
-	cargo build --locked --release
+	TUNNELKEEPER_REVISION="$$(git describe --always --dirty 2>/dev/null)" cargo build --locked --release
 
 # Half a minute that shows what it is for: nothing to install, nothing left behind.
 demo:

@@ -11,7 +11,6 @@
 
 use std::error::Error;
 use std::fs::{OpenOptions, Permissions};
-use std::future::pending;
 use std::io::{self, IsTerminal, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -37,6 +36,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::{NoTls, SimpleQueryMessage};
+use tokio_util::sync::CancellationToken;
 use tunnelkeeper::app::Daemon;
 use tunnelkeeper::board::Board;
 use tunnelkeeper::lanes::Lanes;
@@ -137,7 +137,7 @@ async fn perform(
         told = story.tell() => told,
         _ = interrupts.recv() => Err("interrupted".into()),
     };
-    daemon.end(pending()).await;
+    daemon.end(CancellationToken::new()).await;
     told
 }
 

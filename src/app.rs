@@ -1,7 +1,6 @@
 //! The daemon from its configuration to its end: binds everything, starts it, waits to be told to stop.
 
 use std::fmt;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::board::{Board, Stage};
+use crate::forward::{MAX_TOLD, Room};
 use crate::http;
 use crate::lanes::Lanes;
 use crate::listener::{BindError, Bound};
@@ -23,6 +23,12 @@ use crate::settings::{Settings, show_duration};
 use crate::signals::{self, Request};
 use crate::snapshot::Stamp;
 use crate::supervisor::Supervisor;
+
+/// Listeners, runtimes, standard streams, and files while they are read.
+const OTHER_DESCRIPTORS: usize = 128;
+
+/// What Linux gives a process unless told otherwise.
+const USUAL_SOFT_LIMIT: usize = 1024;
 
 /// Why the daemon could not start.
 #[derive(Debug)]
@@ -51,7 +57,6 @@ impl std::error::Error for StartError {}
 pub fn run(settings: &Settings) -> Result<(), StartError> {
     let system =
         |error: io::Error| StartError::System(format!("the system refuses to let us start: {error}"));
-    raise_descriptor_limit();
     // Before anything starts, so that no signal is lost.
     let signals = signals::listen().map_err(system)?;
     let lanes = Arc::new(Lanes::start(settings.plan.daemon.threads).map_err(system)?);
@@ -91,7 +96,9 @@ impl Daemon {
             warn!(key = note.key, "{}", note.text);
         }
         let listening: Vec<String> = databases.iter().map(|(plan, bound)| describe(plan, bound)).collect();
-        let supervisor = Supervisor::start(&plan, databases, lanes, &metrics, &board);
+        let room = Room::new(places_for_clients(&plan));
+        let supervisor = Supervisor::start(&plan, databases, lanes, &metrics, &board, &room);
+        metrics.configuration_loaded(Stamp(SystemTime::now()));
         let http_stop = CancellationToken::new();
         let mut address = None;
         if let Some(bound) = http {
@@ -105,7 +112,6 @@ impl Daemon {
                 http_stop.clone(),
             ));
         }
-        metrics.configuration_loaded(Stamp(SystemTime::now()));
         board.set_stage(Stage::Ready);
         let status = address.map(|address| format!("http://{address}/"));
         info!(version = env!("CARGO_PKG_VERSION"), databases = listening.join(", "), status, "started");
@@ -126,11 +132,20 @@ impl Daemon {
 
     async fn run(self, mut signals: mpsc::UnboundedReceiver<Request>) {
         next_stop(&mut signals).await;
-        self.end(async move { next_stop(&mut signals).await }).await;
+        let hurry = CancellationToken::new();
+        let second = async {
+            next_stop(&mut signals).await;
+            hurry.cancel();
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = self.end(hurry.clone()) => {}
+            () = second => {}
+        }
     }
 
-    /// Ends the daemon in good order; at once when `hurry` comes.
-    pub async fn end(self, hurry: impl Future<Output = ()>) {
+    /// Ends the daemon in good order; at once when there is a `hurry`.
+    pub async fn end(self, hurry: CancellationToken) {
         let patience = self.plan.daemon.drain_timeout;
         info!(drain_timeout = show_duration(patience), "stopping");
         self.board.set_stage(Stage::Draining);
@@ -141,9 +156,16 @@ impl Daemon {
 }
 
 async fn next_stop(signals: &mut mpsc::UnboundedReceiver<Request>) {
-    match signals.recv().await {
-        Some(Request::Stop) => {}
-        None => std::future::pending().await,
+    loop {
+        match signals.recv().await {
+            Some(Request::Stop) => return,
+            Some(Request::Reload) => {
+                warn!(
+                    "the configuration is not read anew while the daemon runs: restart it to apply changes"
+                );
+            }
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -160,12 +182,28 @@ fn describe(plan: &DatabasePlan, bound: &Bound) -> String {
     format!("{} on {}", plan.name, addresses.join(" and "))
 }
 
-/// Each client takes a descriptor; the usual soft limit is meant for programs that use select(2), which we do not.
-fn raise_descriptor_limit() {
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-    {
-        // It is no more than a wish.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+/// How many clients the process may have: each takes a descriptor, and enough are left for sessions, HTTP and files.
+fn places_for_clients(plan: &Plan) -> usize {
+    let limit = raise_descriptor_limit();
+    let sessions: usize = plan.bastions.iter().map(|bastion| 2 * bastion.pool.max).sum();
+    let kept = sessions + http::MAX_CONNECTIONS + MAX_TOLD + OTHER_DESCRIPTORS;
+    let places = limit.saturating_sub(kept).max(limit / 2);
+    let wanted: usize = plan.databases.iter().map(|database| database.forward.max_clients).sum();
+    if places < wanted {
+        warn!(
+            clients = places,
+            wanted,
+            hint = "raise LimitNOFILE (ulimit -n), or lower `max_clients`",
+            "the limit of open files allows fewer clients than the configuration"
+        );
     }
+    places
+}
+
+/// Raises the soft limit of descriptors to the hard one, and returns what it is now. The usual soft limit is meant for
+/// programs that use select(2), which we do not.
+fn raise_descriptor_limit() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return USUAL_SOFT_LIMIT };
+    let limit = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }

@@ -1,19 +1,22 @@
 //! Fetches secrets from where the configuration says they live. Nothing is kept: each login asks anew.
 
-use std::io;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::failure::plain;
+use crate::files;
 use crate::secret::{Secret, SecretSource};
 
-const MAX_LEN: u64 = 64 << 10;
+/// Longer than any secret, in bytes.
+const MAX_LEN: usize = 64 << 10;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Fetches a secret.
@@ -47,22 +50,25 @@ pub async fn fetch(source: &SecretSource) -> Result<Secret, String> {
 }
 
 async fn read_file(path: &Path) -> Result<Zeroizing<String>, String> {
-    let cannot = |error: io::Error| format!("cannot be read: {}", plain(&error));
-    let file = tokio::fs::File::open(path).await.map_err(cannot)?;
-    collect(file).await
+    let path = path.to_owned();
+    let read = files::read_aside(move || files::read(&path, MAX_LEN)).await;
+    let bytes = read.and_then(|read| read.map_err(|error| plain(&error)));
+    to_text(&bytes.map_err(|text| format!("cannot be read: {text}"))?)
 }
 
-async fn collect(source: impl tokio::io::AsyncRead + Unpin) -> Result<Zeroizing<String>, String> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    source
-        .take(MAX_LEN + 1)
-        .read_to_end(&mut bytes)
-        .await
-        .map_err(|error| format!("cannot be read: {}", plain(&error)))?;
-    if bytes.len() as u64 > MAX_LEN {
+async fn collect(output: ChildStdout) -> Result<Zeroizing<String>, String> {
+    // A buffer that grows would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_LEN + 1));
+    let read = output.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes).await;
+    read.map_err(|error| format!("cannot be read: {}", plain(&error)))?;
+    if bytes.len() > MAX_LEN {
         return Err(format!("is longer than {MAX_LEN} bytes"));
     }
-    match std::str::from_utf8(&bytes) {
+    to_text(&bytes)
+}
+
+fn to_text(bytes: &[u8]) -> Result<Zeroizing<String>, String> {
+    match std::str::from_utf8(bytes) {
         Ok(text) => Ok(Zeroizing::new(text.to_owned())),
         Err(_) => Err("is not text".to_owned()),
     }
@@ -70,18 +76,19 @@ async fn collect(source: impl tokio::io::AsyncRead + Unpin) -> Result<Zeroizing<
 
 async fn run(argv: &[String]) -> Result<Zeroizing<String>, String> {
     let (program, arguments) = argv.split_first().ok_or("has no program")?;
-    let mut child = Command::new(program)
+    let started = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
+        .process_group(0)
         .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| format!("cannot be started: {}", plain(&error)))?;
-    let output = child.stdout.take().ok_or("gives no output")?;
+        .spawn();
+    let mut family = Family(started.map_err(|error| format!("cannot be started: {}", plain(&error)))?);
+    let output = family.0.stdout.take().ok_or("gives no output")?;
     let finish = async {
         let text = collect(output).await?;
-        match child.wait().await {
+        match family.0.wait().await {
             Ok(status) if status.success() => Ok(text),
             Ok(status) => Err(format!("failed ({status}): run it by hand as the daemon's user to see why")),
             Err(error) => Err(format!("cannot be waited for: {}", plain(&error))),
@@ -90,6 +97,18 @@ async fn run(argv: &[String]) -> Result<Zeroizing<String>, String> {
     match timeout(COMMAND_TIMEOUT, finish).await {
         Ok(result) => result,
         Err(_) => Err(format!("did not finish within {} s", COMMAND_TIMEOUT.as_secs())),
+    }
+}
+
+/// A command and all that it started: ended together when dropped before its end.
+struct Family(Child);
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        // There is no id once it has been waited for.
+        if let Some(id) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
+        }
     }
 }
 
@@ -147,5 +166,29 @@ mod tests {
     async fn a_flood_from_a_command_is_cut_off() {
         let error = fetch(&command(&["yes"])).await.unwrap_err();
         assert!(error.contains("is longer than"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_is_given_up_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let (script, pid) = (dir.path().join("script"), dir.path().join("pid"));
+        std::fs::write(&script, format!("sleep 300 & echo $! > {}; wait\n", pid.display())).unwrap();
+        let source = command(&["sh", script.to_str().unwrap()]);
+        let child = loop {
+            // Each try is given up after a moment; one of them gets far enough.
+            let _ = timeout(Duration::from_millis(300), fetch(&source)).await;
+            if let Ok(pid) = std::fs::read_to_string(&pid).unwrap_or_default().trim().parse::<i32>() {
+                break Pid::from_raw(pid);
+            }
+        };
+        while nix::sys::signal::kill(child, None).is_ok() && !is_zombie(child) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Ended, and waiting for whoever adopted it to notice.
+    fn is_zombie(pid: Pid) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('Z'))
     }
 }

@@ -9,16 +9,15 @@ mod answer;
 mod client;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::clock::now;
+use crate::clock::{OnceAMinute, now};
 use crate::dial::Dial;
 use crate::failure::{Cause, Failure};
 use crate::listener::Bound;
@@ -30,8 +29,24 @@ use crate::socket_table::SocketTable;
 use crate::state::{ClientState, ForwardState, Incident};
 use client::Client;
 
-/// Clients beyond the limit that are told so at a time; the rest is turned away without a word.
-const MAX_TOLD: usize = 64;
+/// Clients beyond a limit that are told so at a time; the rest is turned away without a word.
+pub const MAX_TOLD: usize = 64;
+
+/// Room for the clients of all forwards: each takes a descriptor of the process, which has other uses for some.
+#[derive(Clone, Debug)]
+pub struct Room {
+    places: Arc<Semaphore>,
+    told: Arc<Semaphore>,
+}
+
+impl Room {
+    /// Room for so many.
+    #[must_use]
+    pub fn new(clients: usize) -> Self {
+        let places = Arc::new(Semaphore::new(clients.min(Semaphore::MAX_PERMITS)));
+        Self { places, told: Arc::new(Semaphore::new(MAX_TOLD)) }
+    }
+}
 
 /// What a forward is made with.
 pub struct Parts<D> {
@@ -45,6 +60,8 @@ pub struct Parts<D> {
     pub metrics: Arc<DatabaseMetrics>,
     /// Who is at the other end of a local connection.
     pub sockets: Arc<SocketTable>,
+    /// What it shares with all other forwards.
+    pub room: Room,
     /// When cancelled, no new clients are accepted, and the forward ends with its last one.
     pub drain: CancellationToken,
     /// When cancelled, all clients are cut.
@@ -59,7 +76,8 @@ struct Shared<D> {
     sockets: Arc<SocketTable>,
     state: watch::Sender<ForwardState>,
     cut: CancellationToken,
-    told: AtomicUsize,
+    room: Room,
+    turned_away: OnceAMinute,
 }
 
 impl<D> Shared<D> {
@@ -109,11 +127,12 @@ pub struct Unit<D> {
 
 /// A forward's state, and the unit that gives it life.
 pub fn new<D: Dial>(parts: Parts<D>) -> (watch::Receiver<ForwardState>, Unit<D>) {
-    let Parts { plan, bound, dial, metrics, sockets, drain, cut } = parts;
+    let Parts { plan, bound, dial, metrics, sockets, room, drain, cut } = parts;
     let addresses = bound.addresses().to_vec();
     let state = ForwardState { listening: addresses.clone(), accepting: true, ..ForwardState::default() };
     let (state, receiver) = watch::channel(state);
-    let shared = Arc::new(Shared { plan, dial, metrics, sockets, state, cut, told: AtomicUsize::new(0) });
+    let turned_away = OnceAMinute::default();
+    let shared = Arc::new(Shared { plan, dial, metrics, sockets, state, cut, room, turned_away });
     (receiver, Unit { shared, drain, bound: Mutex::new(Some(bound)), addresses })
 }
 
@@ -131,14 +150,21 @@ impl<D: Dial> Unit<D> {
                 () = self.drain.cancelled() => break,
                 Some(ended) = clients.join_next() => report_panic(shared, ended),
                 (socket, peer) = bound.accept() => {
+                    if roll.len() >= shared.plan.forward.max_clients {
+                        turn_away(shared, &mut clients, socket, "max_clients");
+                        continue;
+                    }
+                    let Ok(place) = Arc::clone(&shared.room.places).try_acquire_owned() else {
+                        turn_away(shared, &mut clients, socket, "the limit of open files, LimitNOFILE");
+                        continue;
+                    };
                     let entry = roll.enter(Arc::new(ClientState::new(next_id, peer, now())));
                     next_id += 1;
-                    if roll.len() > shared.plan.forward.max_clients {
-                        drop(entry);
-                        turn_away(shared, &mut clients, socket, peer);
-                    } else {
-                        clients.spawn(Client::new(Arc::clone(shared), socket, entry).serve());
-                    }
+                    let client = Client::new(Arc::clone(shared), socket, entry).serve();
+                    clients.spawn(async move {
+                        client.await;
+                        drop(place);
+                    });
                 }
             }
         }
@@ -174,22 +200,19 @@ fn turn_away<D: Dial>(
     shared: &Arc<Shared<D>>,
     clients: &mut JoinSet<()>,
     mut socket: TcpStream,
-    peer: SocketAddr,
+    limit: &'static str,
 ) {
     shared.metrics.connection(Outcome::Limit);
-    tracing::debug!(database = %shared.plan.name, %peer, "client turned away: max_clients is reached");
-    if shared.told.fetch_add(1, Ordering::Relaxed) >= MAX_TOLD {
-        shared.told.fetch_sub(1, Ordering::Relaxed);
-        return;
+    let (database, served) = (&shared.plan.name, shared.state.borrow().clients.len());
+    if shared.turned_away.is_due() {
+        let hint = Cause::ClientLimit.hint();
+        warn!(%database, clients = served, limit, hint, "clients are turned away: a limit is reached");
     }
-    let shared = Arc::clone(shared);
+    let Ok(turn) = Arc::clone(&shared.room.told).try_acquire_owned() else { return };
+    let text = format!("tunnelkeeper: database \"{database}\" has {served} clients already ({limit})");
     clients.spawn(async move {
-        let text = format!(
-            "tunnelkeeper: database \"{}\" has {} clients already (max_clients)",
-            shared.plan.name, shared.plan.forward.max_clients
-        );
         answer::refuse(&mut socket, Vec::new(), SqlState::TooManyConnections, &text).await;
-        shared.told.fetch_sub(1, Ordering::Relaxed);
+        drop(turn);
     });
 }
 

@@ -7,8 +7,10 @@
 mod page;
 mod routes;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +20,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -27,8 +30,9 @@ use crate::listener::Bound;
 use crate::metrics::Metrics;
 use routes::Routes;
 
-/// Connections at a time; more wait in the kernel.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections at a time. One more, and the oldest is closed: those who hold connections that they do not use must
+/// not keep a health check out.
+pub const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send a request's header, or be idle between requests.
 const HEADER_PATIENCE: Duration = Duration::from_secs(30);
 /// More than any request's header, in bytes.
@@ -46,21 +50,19 @@ pub async fn serve(
 ) {
     let loopback = bound.addresses().iter().all(|address| address.ip().is_loopback());
     let routes = Arc::new(Routes { metrics, board, loopback, everything: loopback || allow_remote_status });
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let place = Arc::clone(&places).acquire_owned();
-        let accepted = async {
-            let place = place.await;
-            (place, bound.accept().await)
-        };
         tokio::select! {
             () = stop.cancelled() => return,
-            (place, (socket, peer)) = accepted => {
+            (socket, peer) = bound.accept() => {
+                connections.retain(|connection| !connection.is_finished());
+                if connections.len() >= MAX_CONNECTIONS
+                    && let Some(oldest) = connections.pop_front()
+                {
+                    oldest.abort();
+                }
                 let connection = converse(TokioIo::new(socket), peer, Arc::clone(&routes));
-                tokio::spawn(async move {
-                    let _ = tokio::time::timeout(MAX_AGE, connection).await;
-                    drop(place);
-                });
+                connections.push_back(tokio::spawn(connection).abort_handle());
             }
         }
     }
@@ -74,7 +76,16 @@ async fn converse(io: TokioIo<tokio::net::TcpStream>, peer: SocketAddr, routes: 
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE).max_buf_size(MAX_HEADER);
-    if let Err(error) = server.serve_connection(io, service).await {
+    let mut connection = pin!(server.serve_connection(io, service));
+    let ended = match timeout(MAX_AGE, connection.as_mut()).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            // The answer under way is finished first.
+            connection.as_mut().graceful_shutdown();
+            timeout(HEADER_PATIENCE, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
         debug!(%peer, %error, "an HTTP conversation broke");
     }
 }

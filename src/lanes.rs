@@ -53,9 +53,11 @@ impl Lane {
     fn start(index: usize, stop: CancellationToken) -> std::io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("lane-{index}"))
-            .spawn(move || runtime.block_on(stop.cancelled()))?;
+        let thread = std::thread::Builder::new().name(format!("lane-{index}")).spawn(move || {
+            runtime.block_on(stop.cancelled());
+            // What still blocks (a look-up, a file system that hangs) does not keep the daemon from ending.
+            runtime.shutdown_background();
+        })?;
         Ok(Self { handle, sessions: Arc::default(), thread: Some(thread) })
     }
 }
@@ -104,6 +106,16 @@ mod tests {
         });
         drop(lanes);
         assert_eq!(dropped.recv(), Err(std::sync::mpsc::RecvError));
+    }
+
+    #[test]
+    fn what_blocks_a_lane_does_not_keep_it_from_ending() {
+        let lanes = Lanes::start(1).unwrap();
+        let (still_blocked, free) = std::sync::mpsc::channel::<()>();
+        let lane = lanes.lease().unwrap();
+        lane.handle.spawn_blocking(move || free.recv());
+        drop((lane, lanes));
+        drop(still_blocked);
     }
 
     fn futures_join<T: Send + 'static>(lane: &Handle, future: impl Future<Output = T> + Send + 'static) -> T {

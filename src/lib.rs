@@ -40,6 +40,7 @@ pub mod settings;
 pub mod board;
 pub mod clock;
 pub mod dial;
+pub mod files;
 pub mod lanes;
 pub mod metrics;
 

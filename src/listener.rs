@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tracing::warn;
 
+use crate::clock::OnceAMinute;
 use crate::failure::plain;
 
 /// Connections that the kernel may keep for us; it caps this at `net.core.somaxconn`.
@@ -53,6 +55,7 @@ impl fmt::Display for BindError {
 pub struct Bound {
     sockets: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
+    shortage: OnceAMinute,
 }
 
 impl Bound {
@@ -61,7 +64,7 @@ impl Bound {
     /// # Errors
     /// The first that cannot be bound.
     pub fn bind(addresses: &[SocketAddr]) -> Result<Self, BindError> {
-        let mut bound = Self { sockets: Vec::new(), addresses: Vec::new() };
+        let mut bound = Self { sockets: Vec::new(), addresses: Vec::new(), shortage: OnceAMinute::default() };
         for address in addresses {
             let socket = listen(*address).map_err(|error| BindError { address: *address, error })?;
             bound.addresses.push(socket.local_addr().unwrap_or(*address));
@@ -89,7 +92,14 @@ impl Bound {
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "clients cannot be accepted at the moment");
+                    if self.shortage.is_due() {
+                        warn!(
+                            listen = %self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+                            error = plain(&error),
+                            hint = "raise the daemon's limits, LimitNOFILE (ulimit -n) above all",
+                            "clients have to wait: the system lets no more in"
+                        );
+                    }
                     tokio::time::sleep(SHORTAGE_PAUSE).await;
                 }
             }

@@ -91,7 +91,9 @@ impl Metrics {
         let registrar = Registrar(&registry);
         let build =
             registrar.gauge("build_info", "The version that runs; always 1.", &["version", "revision"])?;
-        let revision = option_env!("TUNNELKEEPER_REVISION").unwrap_or("unknown");
+        // `make build` names it.
+        let revision = option_env!("TUNNELKEEPER_REVISION").filter(|revision| !revision.is_empty());
+        let revision = revision.unwrap_or("unknown");
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1.0);
         let reload_successful = registrar.gauge(
             "config_last_reload_successful",

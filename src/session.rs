@@ -13,10 +13,12 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
+use zeroize::Zeroizing;
 
 use crate::clock::now;
 use crate::credentials;
 use crate::failure::{Cause, Failure, plain};
+use crate::files;
 use crate::host_keys::{KnownHosts, Trust};
 use crate::keepalive::{Keepalive, SUSPECT_AFTER, Sign};
 use crate::metrics::BastionMetrics;
@@ -27,6 +29,9 @@ use crate::state::{SessionLoad, SessionPhase, SessionState};
 
 /// The longest time between two looks at a session.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Larger than any known_hosts file, in bytes.
+const MAX_KNOWN_HOSTS: usize = 16 << 20;
 
 /// What the tunnel may ask of a session.
 #[derive(Clone, Copy, Debug)]
@@ -271,29 +276,33 @@ async fn closed_early(commands: &mut mpsc::UnboundedReceiver<Command>) {
 }
 
 async fn read_trust(plan: &BastionPlan) -> Result<Trust, Failure> {
-    let (files, must_exist) = match &plan.trust {
+    let (paths, must_exist) = match &plan.trust {
         TrustPlan::Pins(pins) => return Ok(Trust::Pins(pins.clone())),
-        TrustPlan::Files(files) => (files.clone(), true),
-        TrustPlan::Defaults(files) => (files.clone(), false),
+        TrustPlan::Files(paths) => (paths.clone(), true),
+        TrustPlan::Defaults(paths) => (paths.clone(), false),
     };
-    blocking(Cause::HostKeyUnreadable, move || read_known_hosts(&files, must_exist)).await
+    let read = files::read_aside(move || read_known_hosts(&paths, must_exist)).await;
+    read.map_err(|text| Failure::new(Cause::HostKeyUnreadable, format!("the known_hosts files: {text}")))?
 }
 
-fn read_known_hosts(files: &[PathBuf], must_exist: bool) -> Result<Trust, Failure> {
+fn read_known_hosts(paths: &[PathBuf], must_exist: bool) -> Result<Trust, Failure> {
     let mut known = KnownHosts::default();
-    for file in files {
-        let bytes = match std::fs::read(file) {
+    for path in paths {
+        let bytes = match files::read(path, MAX_KNOWN_HOSTS) {
             Ok(bytes) => bytes,
             // It has no line for the bastion, and is named as one of those looked into.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => Vec::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => Zeroizing::default(),
             Err(error) => {
-                return Err(Failure::new(
-                    Cause::HostKeyUnreadable,
-                    format!("the known_hosts file {} cannot be read: {}", file.display(), plain(&error)),
-                ));
+                let text =
+                    format!("the known_hosts file {} cannot be read: {}", path.display(), plain(&error));
+                let failure = Failure::new(Cause::HostKeyUnreadable, text);
+                return Err(match error.kind() {
+                    io::ErrorKind::NotFound => failure.with_hint("make the file, or correct `known_hosts`"),
+                    _ => failure,
+                });
             }
         };
-        known.read(&file.display().to_string(), &String::from_utf8_lossy(&bytes));
+        known.read(&path.display().to_string(), &String::from_utf8_lossy(&bytes));
     }
     Ok(Trust::Files(known))
 }
@@ -309,28 +318,21 @@ async fn load_identities(plan: &Arc<BastionPlan>) -> Result<ssh::Identities, Fai
         None => None,
     };
     let for_thread = Arc::clone(plan);
-    let identities = blocking(Cause::AuthIdentityUnreadable, move || {
-        ssh::load_identities(&for_thread, passphrase.as_ref())
-    });
-    let identities = identities.await?;
+    let loaded = files::read_aside(move || ssh::load_identities(&for_thread, passphrase.as_ref())).await;
+    let identities = loaded.map_err(|text| {
+        let text = format!("the private keys of bastion \"{}\": {text}", plan.name);
+        Failure::new(Cause::AuthIdentityUnreadable, text)
+    })??;
     if let (true, Some(public_key)) = (identities.just_made, &identities.own_public_key) {
         info!(
             bastion = %plan.name,
             public_key,
-            hint = format!("append the key to ~{}/.ssh/authorized_keys on {}", plan.user, plan.at.host),
+            hint = format!(
+                "append the line that `tunnelkeeper keygen {}` prints to ~{}/.ssh/authorized_keys on {}",
+                plan.name, plan.user, plan.at.host
+            ),
             "made a key for this bastion"
         );
     }
     Ok(identities)
-}
-
-/// Runs what may block on a thread that may.
-async fn blocking<T: Send + 'static>(
-    cause: Cause,
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(Failure::new(cause, format!("it could not be read: {error}"))),
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
@@ -11,6 +11,8 @@ use tokio::sync::mpsc;
 pub enum Request {
     /// SIGTERM or SIGINT: end, and let clients finish. A second one ends at once.
     Stop,
+    /// SIGHUP: read the configuration anew.
+    Reload,
 }
 
 /// Begins to listen for signals. The returned stream never ends before the process does.
@@ -18,11 +20,12 @@ pub enum Request {
 /// # Errors
 /// When the system refuses.
 pub fn listen() -> io::Result<mpsc::UnboundedReceiver<Request>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let (send, receive) = mpsc::unbounded_channel();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for _ in signals.forever() {
-            if send.send(Request::Stop).is_err() {
+        for signal in signals.forever() {
+            let request = if signal == SIGHUP { Request::Reload } else { Request::Stop };
+            if send.send(request).is_err() {
                 return;
             }
         }

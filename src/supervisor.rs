@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::board::Board;
-use crate::forward;
+use crate::forward::{self, Room};
 use crate::ids::Name;
 use crate::lanes::Lanes;
 use crate::listener::Bound;
@@ -28,6 +28,9 @@ const START_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// How long units may take to end once nothing keeps them.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// And how long once there is a hurry: enough to say goodbye to those who listen.
+const HURRIED_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A part of the daemon that runs until it is told to stop.
 trait Unit: Send + Sync + 'static {
@@ -86,6 +89,7 @@ impl Supervisor {
         lanes: &Arc<Lanes>,
         metrics: &Metrics,
         board: &Arc<Board>,
+        room: &Room,
     ) -> Self {
         let mut supervisor = Self {
             board: Arc::clone(board),
@@ -100,7 +104,7 @@ impl Supervisor {
         for (plan, bound) in bound {
             // The configuration names no bastion that it does not describe.
             if let Some((_, tunnel)) = tunnels.iter().find(|(name, _)| *name == plan.bastion) {
-                supervisor.start_database(&plan, bound, tunnel, metrics, &sockets);
+                supervisor.start_database(&plan, bound, tunnel, metrics, (&sockets, room));
             }
         }
         supervisor
@@ -130,7 +134,7 @@ impl Supervisor {
         bound: Bound,
         tunnel: &Tunnel,
         metrics: &Metrics,
-        sockets: &Arc<SocketTable>,
+        (sockets, room): (&Arc<SocketTable>, &Room),
     ) {
         let metrics = Arc::new(metrics.database(&plan.name, &plan.bastion));
         let (forward_state, forward) = forward::new(forward::Parts {
@@ -139,6 +143,7 @@ impl Supervisor {
             dial: tunnel.clone(),
             metrics: Arc::clone(&metrics),
             sockets: Arc::clone(sockets),
+            room: room.clone(),
             drain: self.drain.clone(),
             cut: self.cut.clone(),
         });
@@ -153,34 +158,49 @@ impl Supervisor {
         self.others.spawn(keep(format!("probe {}", plan.name), probe));
     }
 
-    /// Ends everything: takes no new clients, lets those that are there finish for `patience` or until `hurry`,
-    /// cuts the rest, and closes the sessions in good order.
-    pub async fn end(mut self, patience: Duration, hurry: impl Future<Output = ()>) {
+    /// Ends everything: takes no new clients, lets those that are there finish for `patience` or until there is a
+    /// `hurry`, cuts the rest, and closes the sessions in good order.
+    pub async fn end(mut self, patience: Duration, hurry: CancellationToken) {
         self.drain.cancel();
         let clients = self.clients();
         if clients > 0 {
             info!(clients, patience_s = patience.as_secs(), "waiting for clients to finish");
         }
-        let finished = timeout(patience, async { while self.forwards.join_next().await.is_some() {} });
-        let in_time = tokio::select! {
-            finished = finished => finished.is_ok(),
-            () = hurry => false,
+        let too_late = tokio::select! {
+            () = all_ended(&mut self.forwards) => None,
+            () = sleep(patience) => Some("the time to finish is over"),
+            () = hurry.cancelled() => Some("a second signal came"),
         };
-        if !in_time {
-            let clients = self.clients();
-            if clients > 0 {
-                warn!(clients, "clients are cut: the time to finish is over");
-            }
+        let clients = self.clients();
+        if let (Some(because), 1..) = (too_late, clients) {
+            warn!(clients, because, "clients are cut");
         }
         self.cut.cancel();
-        let _ = timeout(END_PATIENCE, async { while self.forwards.join_next().await.is_some() {} }).await;
+        end_soon(&mut self.forwards, &hurry).await;
         self.stop.cancel();
-        let _ = timeout(END_PATIENCE, async { while self.others.join_next().await.is_some() {} }).await;
+        end_soon(&mut self.others, &hurry).await;
     }
 
     fn clients(&self) -> usize {
         let databases = self.board.snapshot().databases;
         databases.iter().map(|database| database.clients_active + database.clients_held).sum()
+    }
+}
+
+async fn all_ended(units: &mut JoinSet<()>) {
+    while units.join_next().await.is_some() {}
+}
+
+/// Waits for units that nothing keeps any more.
+async fn end_soon(units: &mut JoinSet<()>, hurry: &CancellationToken) {
+    let hurried = async {
+        hurry.cancelled().await;
+        sleep(HURRIED_PATIENCE).await;
+    };
+    tokio::select! {
+        () = all_ended(units) => {}
+        () = sleep(END_PATIENCE) => {}
+        () = hurried => {}
     }
 }
 

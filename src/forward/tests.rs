@@ -38,6 +38,9 @@ fn plan(forward: ForwardPlan) -> Arc<DatabasePlan> {
     })
 }
 
+/// What the process has room for.
+const ROOM: usize = 3;
+
 fn usual() -> ForwardPlan {
     ForwardPlan {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
@@ -69,6 +72,7 @@ impl Case {
             dial: dial.clone(),
             metrics: Arc::new(metrics.database(&plan.name, &plan.bastion)),
             sockets: Arc::default(),
+            room: Room::new(ROOM),
             drain: drain.clone(),
             cut: cut.clone(),
             plan,
@@ -233,6 +237,24 @@ async fn limits_are_said() {
     let (code, text) = fatal_text(&rest(&mut fourth).await.unwrap());
     assert!(code == "53300" && text.contains("(max_clients)"), "{code} {text}");
     drop(first);
+}
+
+#[tokio::test]
+async fn so_is_the_limit_of_the_process() {
+    let case = Case::new(false, usual());
+    let mut room = Vec::new();
+    for taken in 1..=ROOM {
+        room.push(case.connect().await);
+        case.held(taken).await;
+    }
+    let mut beyond = case.connect().await;
+    beyond.write_all(STARTUP).await.unwrap();
+    let (code, text) = fatal_text(&rest(&mut beyond).await.unwrap());
+    assert!(code == "53300" && text.contains("LimitNOFILE"), "{code} {text}");
+    drop(room.pop());
+    case.held(ROOM - 1).await;
+    room.push(case.connect().await);
+    case.held(ROOM).await;
 }
 
 #[tokio::test]

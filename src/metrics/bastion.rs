@@ -74,7 +74,7 @@ impl Families {
             )?,
             unanswered: registrar.gauge(
                 "keepalive_unanswered",
-                "Pings sent since the last sign of life, of the worst session.",
+                "Pings sent since the last sign of life, of the worst session; absent without one.",
                 bastion,
             )?,
         })
@@ -90,7 +90,7 @@ impl Families {
             raise(&self.uptime, labels, bastion.uptime_seconds);
             self.sessions.with_label_values(labels).set(established.count() as f64);
             raise(&self.stalled, labels, bastion.stalled_seconds);
-            self.unanswered.with_label_values(labels).set(f64::from(worst.unwrap_or(0)));
+            set_if_known(&self.unanswered, labels, worst.map(f64::from));
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Agreeing on TLS with a database: the request, the handshake, and how much the certificate must prove. It is
 //! always verified against the database's own name, never against the local end of a forward.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
@@ -25,9 +24,13 @@ use tokio_rustls::rustls::{
 };
 
 use crate::failure::{Cause, Failure, plain};
+use crate::files;
 use crate::ids::HostPort;
 use crate::pgwire::SSL_REQUEST;
 use crate::settings::plan::{TlsMode, TlsPlan};
+
+/// Larger than any bundle of roots, in bytes.
+const MAX_ROOTS: usize = 16 << 20;
 
 /// What a connection to a database can be made over.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
@@ -116,11 +119,11 @@ fn handshake_failure(database: &HostPort, error: &io::Error) -> Failure {
 /// The certificates are read anew each time, so that a renewed file needs no restart.
 async fn client_config(plan: &TlsPlan) -> Result<ClientConfig, Failure> {
     let (mode, ca) = (plan.mode, plan.ca.clone());
-    let built = tokio::task::spawn_blocking(move || build_config(mode, ca.as_deref())).await;
-    match built {
-        Ok(config) => config.map_err(|text| Failure::new(Cause::DbTlsFailed, text)),
-        Err(error) => Err(Failure::new(Cause::DbTlsFailed, format!("TLS cannot be set up: {error}"))),
-    }
+    let built = files::read_aside(move || build_config(mode, ca.as_deref())).await;
+    built.and_then(|built| built).map_err(|text| {
+        let failure = Failure::new(Cause::DbTlsFailed, text);
+        if plan.ca.is_some() { failure.with_hint("check the file that tls.ca names") } else { failure }
+    })
 }
 
 fn build_config(mode: TlsMode, ca: Option<&Path>) -> Result<ClientConfig, String> {
@@ -148,8 +151,8 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
     let place = match ca {
         Some(path) => {
             let place = format!("tls.ca {}", path.display());
-            let text =
-                fs::read(path).map_err(|error| format!("{place} cannot be read: {}", plain(&error)))?;
+            let text = files::read(path, MAX_ROOTS)
+                .map_err(|error| format!("{place} cannot be read: {}", plain(&error)))?;
             for certificate in CertificateDer::pem_slice_iter(&text) {
                 let certificate = certificate.map_err(|error| format!("{place} is not PEM: {error}"))?;
                 store

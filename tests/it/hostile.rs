@@ -63,6 +63,29 @@ fn bastions_that_speak_nonsense() {
     }
 }
 
+#[test]
+fn http_clients_that_hold_every_connection_and_read_nothing() {
+    let bastion = Bastion::start();
+    let daemon = Daemon::start(&format!(
+        "{}{}",
+        bastion.section("prod", bastion.port),
+        Postgres::shared().unprobed_section("analytics", "prod")
+    ));
+    let address = daemon.url().trim_start_matches("http://").to_owned();
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(400);
+    let greedy = |index: usize| {
+        let mut socket = TcpStream::connect(&address).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        // Every other one asks for far more than it reads.
+        let _ = socket.write(if index % 2 == 0 { request.as_bytes() } else { b"" });
+        socket
+    };
+    let _held: Vec<TcpStream> = (0..200).map(greedy).collect();
+    for _ in 0..20 {
+        is_well(&daemon);
+    }
+}
+
 fn failures(daemon: &Daemon) -> f64 {
     let metrics = daemon.metrics();
     metrics

@@ -61,8 +61,8 @@ fn past_the_drain_timeout_it_is_cut_and_said() {
     let error = runtime.block_on(query).unwrap().expect_err("the query ended as if complete");
     assert_eq!(error.code().map(|code| code.code()), Some("57P01"), "{error:?}");
     assert_eq!(daemon.wait().code(), Some(0));
-    let said = daemon.wait_event("clients are cut: the time to finish is over");
-    assert_eq!(said["clients"], 1);
+    let said = daemon.wait_event("clients are cut");
+    assert_eq!((&said["clients"], &said["because"]), (&1.into(), &"the time to finish is over".into()));
     assert_eq!(daemon.wait_event("client cut")["reason"], "drained");
 }
 
@@ -76,6 +76,16 @@ fn a_second_signal_ends_it_at_once() {
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0));
     assert!(runtime.block_on(query).unwrap().is_err());
+    assert_eq!(daemon.wait_event("clients are cut")["because"], "a second signal came");
+}
+
+#[test]
+fn a_reload_that_cannot_be_done_is_said_and_ends_nothing() {
+    let (_bastion, daemon) = with_drain_timeout("1s");
+    daemon.signal(Signal::SIGHUP);
+    daemon
+        .wait_event("the configuration is not read anew while the daemon runs: restart it to apply changes");
+    assert_eq!(runtime().block_on(job(daemon.address("analytics"))), Job::Done);
 }
 
 #[test]

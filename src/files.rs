@@ -1,0 +1,72 @@
+//! Reads small files that others keep: keys of hosts, roots of trust, secrets. Bounded in size, and never held up by a
+//! pipe that nobody writes to. Blocks as long as the file system does, so callers read on a thread that may, under a
+//! deadline of their own.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+/// How long reading may take. Opening an encrypted key computes for seconds on a busy machine; what takes longer than
+/// this is a file system that hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Reads a file of at most `max` bytes.
+///
+/// # Errors
+/// What the system says, or that it is no file, or too large.
+pub fn read(path: &Path, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() || metadata.file_type().is_fifo() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    // A buffer that grows would leave copies behind.
+    let expected = usize::try_from(metadata.len()).unwrap_or(max).min(max);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(expected + 1));
+    file.take(max as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > max {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {max} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Runs what reads files on a thread that may block.
+///
+/// # Errors
+/// One sentence, when it does not come to an end in time.
+pub async fn read_aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    match timeout(PATIENCE, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(result)) => Ok(result),
+        Ok(Err(error)) => Err(format!("it could not be read: {error}")),
+        Err(_) => Err(format!("nothing was read within {} s: does the file system hang?", PATIENCE.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_small_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("small"), "12345").unwrap();
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(read(&path("small"), 5).unwrap().as_slice(), b"12345");
+        for (file, expected) in [
+            (path("small"), "it is longer than 4 bytes"),
+            (path("pipe"), "it is not a regular file"),
+            (dir.path().to_owned(), "it is not a regular file"),
+            ("/dev/zero".into(), "it is longer than 4 bytes"),
+        ] {
+            assert_eq!(read(&file, 4).unwrap_err().to_string(), expected);
+        }
+        assert!(read(Path::new("/dev/null"), 4).unwrap().is_empty());
+    }
+}
