@@ -136,7 +136,7 @@ impl Daemon {
         let second = async {
             next_stop(&mut signals).await;
             hurry.cancel();
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             () = self.end(hurry.clone()) => {}
