@@ -44,7 +44,9 @@ pub async fn read_aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     match timeout(PATIENCE, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => Err(format!("it could not be read: {error}")),
-        Err(_) => Err(format!("nothing was read within {} s: does the file system hang?", PATIENCE.as_secs())),
+        Err(_) => {
+            Err(format!("nothing was read within {} s: does the file system hang?", PATIENCE.as_secs()))
+        }
     }
 }
 

@@ -73,11 +73,11 @@ fn http_clients_that_hold_every_connection_and_read_nothing() {
     ));
     let address = daemon.url().trim_start_matches("http://").to_owned();
     let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(400);
-    let greedy = |index: usize| {
+    let greedy = |index: u32| {
         let mut socket = TcpStream::connect(&address).unwrap();
         socket.set_nonblocking(true).unwrap();
         // Every other one asks for far more than it reads.
-        let _ = socket.write(if index % 2 == 0 { request.as_bytes() } else { b"" });
+        let _ = socket.write(if index.is_multiple_of(2) { request.as_bytes() } else { b"" });
         socket
     };
     let _held: Vec<TcpStream> = (0..200).map(greedy).collect();
