@@ -116,8 +116,8 @@ impl Board {
 fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
     let BastionUnit { plan, tunnel } = unit;
     let tunnel = tunnel.borrow().clone();
-    let stalled: Duration =
-        tunnel.stalled_before + tunnel.sessions.iter().map(|session| session.load.stalled(now)).sum();
+    let sessions = tunnel.sessions.iter().map(|session| session.load.stalled(now));
+    let stalled = tunnel.stalled_before + sessions.sum::<Duration>();
     Bastion {
         name: plan.name.to_string(),
         host: plan.at.host.to_string(),

@@ -4,6 +4,7 @@
 //! and so that a probe may stop after it. Every function has a deadline of its own: tokio-postgres has none over a
 //! stream that it did not open.
 
+mod certificates;
 mod guard;
 mod tls;
 
@@ -14,15 +15,14 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use tokio_postgres::config::{SslMode, SslNegotiation};
-use tokio_postgres::error::SqlState;
-use tokio_postgres::tls::TlsConnect;
+use tokio_postgres::tls::{TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config, Error};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::failure::{Cause, Failure};
 use crate::secret::Secret;
 use crate::settings::plan::{LoginPlan, TlsPlan};
-use guard::{Budget, Guard};
+use guard::{Budget, ClearText, Guard};
 pub use tls::{Stream, Wire, negotiate};
 
 /// How long a goodbye may take.
@@ -39,12 +39,12 @@ pub struct Session {
 /// TLS has been agreed on already, or is not wanted.
 struct Agreed;
 
-impl<S: Stream> TlsConnect<Guard<Wire<S>>> for Agreed {
-    type Stream = Guard<Wire<S>>;
+impl<S: TlsStream + Unpin + Send> TlsConnect<S> for Agreed {
+    type Stream = S;
     type Error = io::Error;
-    type Future = Ready<io::Result<Guard<Wire<S>>>>;
+    type Future = Ready<io::Result<S>>;
 
-    fn connect(self, stream: Guard<Wire<S>>) -> Self::Future {
+    fn connect(self, stream: S) -> Self::Future {
         ready(Ok(stream))
     }
 }
@@ -77,8 +77,12 @@ impl Session {
         } else {
             config.ssl_mode(SslMode::Disable);
         }
-        let clear_text_allowed = encrypted && (tls.mode.verifies() || tls.allow_unverified);
-        let (guard, budget) = Guard::new(wire, clear_text_allowed);
+        let clear_text = match wire {
+            Wire::Tls(_) if tls.mode.verifies() || tls.allow_unverified => ClearText::Allowed,
+            Wire::Tls(_) => ClearText::Unverified,
+            Wire::Plain(_) => ClearText::Unencrypted,
+        };
+        let (guard, budget) = Guard::new(wire, clear_text);
         match timeout(limit, config.connect_raw(guard, Agreed)).await {
             Ok(Ok((client, connection))) => {
                 let driver = tokio::spawn(async move {
@@ -94,20 +98,27 @@ impl Session {
         }
     }
 
-    /// Asks one query and waits for the whole answer. After a failure the session is of no more use.
+    /// Asks one query and waits for the whole answer. After a failure the session is of no more use; where the time was
+    /// over the database is still busy with it, so that it has to be told with [`Session::cancel`].
     ///
     /// # Errors
     /// `db_query` failures.
     pub async fn query(&self, query: &str, limit: Duration) -> Result<(), Failure> {
         self.budget.refill();
         // The simple protocol leaves no prepared statement behind and works through poolers of every kind.
-        match timeout(limit, self.client.simple_query(query)).await {
-            Ok(Ok(_)) => Ok(()),
+        match timeout(limit, self.client.batch_execute(query)).await {
+            Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(query_failure(&error)),
             Err(_) => {
                 Err(Failure::new(Cause::DbQueryTimeout, "the database did not answer the query in time"))
             }
         }
+    }
+
+    /// Asks the database over another connection to give up what it does for this session: it would go on without
+    /// anybody to answer, and each probe would leave one more behind.
+    pub async fn cancel<S: Stream>(&self, wire: Wire<S>, limit: Duration) {
+        let _ = timeout(limit, self.client.cancel_token().cancel_query_raw(wire, Agreed)).await;
     }
 
     /// Whether the connection is known to have ended.
@@ -136,6 +147,12 @@ fn ours(error: &Error) -> Option<Failure> {
     None
 }
 
+/// TLS that the server ended after its handshake.
+fn of_tls(error: &Error) -> Option<Failure> {
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>())?;
+    tls::alert(tls::of_rustls(io)?)
+}
+
 /// An error with all its causes: tokio-postgres says only "db error" by itself.
 fn chain(error: &Error) -> String {
     let mut text = error.to_string();
@@ -148,69 +165,99 @@ fn chain(error: &Error) -> String {
     text
 }
 
+/// What streams say when they end. Parsers use the same kinds of errors for what they cannot understand, so that only
+/// the words tell them apart: rustls' of TLS without its own closing, tokio's of half a message.
 fn has_ended(error: &Error) -> bool {
-    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-    // What cannot be understood is no end.
-    error.is_closed() || io.is_some_and(|error| error.kind() != io::ErrorKind::InvalidData)
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    let is_end = |error: &io::Error| {
+        let text = error.to_string();
+        matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
+            || ["close_notify", "bytes remaining on stream"].iter().any(|words| text.contains(words))
+    };
+    error.is_closed() || error.source().and_then(|source| source.downcast_ref().map(is_end)) == Some(true)
 }
 
 fn login_failure(error: &Error, has_password: bool) -> Failure {
-    if let Some(failure) = ours(error) {
+    if let Some(failure) = ours(error).or_else(|| of_tls(error)) {
         return failure;
     }
-    let Some(answer) = error.as_db_error() else {
-        let text = chain(error);
-        return if has_ended(error) {
-            Failure::new(
-                Cause::DbLoginClosed,
-                format!("the database closed the connection during the login: {text}"),
-            )
-        } else if !has_password && text.contains("password missing") {
-            Failure::new(Cause::CredentialsMissing, "the database wants a password, and none is configured")
-                .with_hint("set the database's `password`")
-        } else if text.contains("unsupported") || text.contains("authentication") {
-            Failure::new(Cause::DbLoginUnsupportedMethod, format!("the login cannot be made: {text}"))
-        } else {
-            Failure::new(
-                Cause::DbLoginNotPostgres,
-                format!("the answer to the login is not PostgreSQL's: {text}"),
-            )
+    if let Some(answer) = error.as_db_error() {
+        let (code, message) = (answer.code().code(), answer.message());
+        let failure = Failure::new(login_answer(code, message), answered(code, message, answer.detail()));
+        return match code {
+            "28000" if message.contains("client certificate") => failure.with_hint(
+                "it wants a client's certificate, which the probe has not: let its user log in without one",
+            ),
+            "42501" => {
+                failure.with_hint("let the probe's user connect: GRANT CONNECT ON DATABASE ... TO ...")
+            }
+            _ => failure,
         };
-    };
-    let cause = match answer.code() {
-        code if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
-            && answer.message().contains("pg_hba.conf") =>
-        {
-            Cause::DbLoginNoHbaEntry
-        }
-        code if code.code().starts_with("28") => Cause::DbLoginRejected,
-        code if *code == SqlState::INVALID_CATALOG_NAME => Cause::DbLoginUnknownDatabase,
-        code if *code == SqlState::TOO_MANY_CONNECTIONS => Cause::DbLoginTooManyConnections,
-        code if code.code().starts_with("57P") => Cause::DbLoginStarting,
+    }
+    let text = chain(error);
+    if has_ended(error) {
+        let text = format!("the database closed the connection during the login: {text}");
+        Failure::new(Cause::DbLoginClosed, text)
+    } else if !has_password && text.contains("password missing") {
+        Failure::new(Cause::CredentialsMissing, "the database wants a password, and none is configured")
+            .with_hint("set the database's `password`")
+    } else if text.contains("SCRAM verification error") {
+        let text = "the server could not prove that it knows the password too";
+        Failure::new(Cause::DbLoginOther, text).with_hint(
+            "what answers may not be your database: check `host` and `port`, and verify it by tls.mode",
+        )
+    } else if text.contains("unsupported") || text.contains("authentication") {
+        Failure::new(Cause::DbLoginUnsupportedMethod, format!("the login cannot be made: {text}"))
+    } else {
+        Failure::new(
+            Cause::DbLoginNotPostgres,
+            format!("the answer to the login is not PostgreSQL's: {text}"),
+        )
+    }
+}
+
+/// What a database means that refuses a login: PostgreSQL 17, appendix A, "PostgreSQL Error Codes".
+fn login_answer(code: &str, message: &str) -> Cause {
+    match code {
+        "28000" if message.contains("pg_hba.conf") => Cause::DbLoginNoHbaEntry,
+        "28000" if message.contains("client certificate") => Cause::DbLoginUnsupportedMethod,
+        "3D000" => Cause::DbLoginUnknownDatabase,
+        "53300" => Cause::DbLoginTooManyConnections,
+        _ if code.starts_with("28") => Cause::DbLoginRejected,
+        _ if code.starts_with("57P") => Cause::DbLoginStarting,
         _ => Cause::DbLoginOther,
-    };
-    Failure::new(cause, format!("the database answers: {} ({})", answer.message(), answer.code().code()))
+    }
+}
+
+fn answered(code: &str, message: &str, detail: Option<&str>) -> String {
+    match detail {
+        Some(detail) => format!("the database answers: {message}: {detail} ({code})"),
+        None => format!("the database answers: {message} ({code})"),
+    }
 }
 
 fn query_failure(error: &Error) -> Failure {
     if let Some(failure) = ours(error) {
         return failure;
     }
-    match error.as_db_error() {
+    let Some(answer) = error.as_db_error() else {
+        let text = chain(error);
+        return if has_ended(error) {
+            Failure::new(Cause::DbQueryClosed, format!("the database closed the connection: {text}"))
+        } else {
+            Failure::new(Cause::DbQueryError, text)
+        };
+    };
+    let code = answer.code().code();
+    let text = answered(code, answer.message(), answer.detail());
+    match code {
         // The server ended the session: a restart, an idle limit, an administrator.
-        Some(answer) if answer.code().code().starts_with("57P") => Failure::new(
-            Cause::DbQueryClosed,
-            format!("the database ended the session: {} ({})", answer.message(), answer.code().code()),
-        ),
-        Some(answer) => Failure::new(
-            Cause::DbQueryError,
-            format!("the database answers: {} ({})", answer.message(), answer.code().code()),
-        ),
-        None if has_ended(error) => Failure::new(
-            Cause::DbQueryClosed,
-            format!("the database closed the connection: {}", chain(error)),
-        ),
-        None => Failure::new(Cause::DbQueryError, chain(error)),
+        _ if code.starts_with("57P") => Failure::new(Cause::DbQueryClosed, text),
+        // Its own time was over before ours: `statement_timeout`, `lock_timeout`.
+        "57014" | "55P03" => Failure::new(Cause::DbQueryTimeout, text),
+        _ if code.starts_with("53") => Failure::new(Cause::DbQueryError, text)
+            .with_hint("the database is out of resources: check its disk and memory"),
+        _ => Failure::new(Cause::DbQueryError, text),
     }
 }
 

@@ -8,10 +8,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::DuplexStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::clock::now;
 use crate::credentials;
@@ -20,7 +21,8 @@ use crate::failure::{Cause, Failure, Phase};
 use crate::metrics::{DatabaseMetrics, ProbePhase};
 use crate::postgres::{Session, negotiate};
 use crate::pump::ferry;
-use crate::settings::plan::{DatabasePlan, LoginPlan, ProbeLevel, ProbePlan, ProbeWhen};
+use crate::secret::Secret;
+use crate::settings::plan::{DatabasePlan, ProbeLevel, ProbeWhen, TlsMode};
 use crate::state::{Health, Incident, ProbeState};
 use crate::verdict::{Outcome, Verdict};
 
@@ -54,6 +56,8 @@ struct Probe<D: Dial> {
     /// What clients had moved at the last look.
     moved: u64,
     verdict: Verdict,
+    /// The failure that was logged last, since the database answered.
+    reported: Option<Cause>,
     state: watch::Sender<ProbeState>,
 }
 
@@ -95,6 +99,7 @@ impl<D: Dial> Unit<D> {
             kept: None,
             moved: metrics.passed_in_total(),
             verdict: Verdict::new(plan.probe.failures),
+            reported: None,
             state: self.state.clone(),
         };
         tokio::select! {
@@ -130,7 +135,8 @@ impl<D: Dial> Probe<D> {
             let found = self.probe().await;
             let rejected = matches!(&found, Found::Failed(failure) if is_rejection(failure));
             self.conclude(found);
-            let pace = self.plan.probe.interval.max(if rejected { REJECTED_PACE } else { Duration::ZERO });
+            let slow = rejected && self.state.borrow().health == Health::Down;
+            let pace = self.plan.probe.interval.max(if slow { REJECTED_PACE } else { Duration::ZERO });
             // A little jitter, so that many databases are not probed in step.
             sleep_until(started + pace.mul_f64(0.95 + 0.1 * rand::random::<f64>())).await;
         }
@@ -144,9 +150,17 @@ impl<D: Dial> Probe<D> {
         if let Some(found) = self.probe_kept().await {
             return found;
         }
+        if !self.dial.state().borrow().is_up() {
+            return Found::Skipped;
+        }
+        // Before anything is opened: a secret may take its time, and nobody shall be kept waiting with an open link.
+        let password = match self.fetch_password().await {
+            Ok(password) => password,
+            Err(failure) => return Found::Failed(failure),
+        };
         let Some(seat) = self.dial.probe_seat().await else { return Found::Skipped };
         let seat = Arc::new(seat);
-        match self.probe_anew(&seat).await {
+        match self.probe_anew(&seat, password.as_ref()).await {
             Ok(took) => Found::Answered(took),
             // What a shut gate keeps from us is nobody's failure.
             Err(_) if !seat.is_open() => Found::Skipped,
@@ -167,11 +181,11 @@ impl<D: Dial> Probe<D> {
             return None;
         }
         if kept.since.elapsed() >= plan.probe.fresh_login {
-            // The new login comes first, so that the old connection's slot is free for it.
+            // The old connection goes first, so that its slot is free for the new login.
             kept.session.close().await;
             return None;
         }
-        match self.ask(&kept.session, &plan.probe).await {
+        match self.ask(&kept.session, &kept.seat).await {
             Ok(took) => {
                 self.kept = Some(kept);
                 Some(Found::Answered(took))
@@ -184,46 +198,83 @@ impl<D: Dial> Probe<D> {
         }
     }
 
+    async fn fetch_password(&self) -> Result<Option<Secret>, Failure> {
+        let probe = &self.plan.probe;
+        let login = probe.login.as_ref().filter(|_| probe.level >= ProbeLevel::Login);
+        let Some(source) = login.and_then(|login| login.password.as_ref()) else { return Ok(None) };
+        let fetched = credentials::fetch(source).await;
+        fetched
+            .map(Some)
+            .map_err(|text| Failure::new(Cause::CredentialsMissing, format!("the password: {text}")))
+    }
+
     /// Goes through all phases from the beginning; returns the time of the last one.
-    async fn probe_anew(&mut self, seat: &Arc<D::Seat>) -> Result<Duration, Failure> {
+    async fn probe_anew(
+        &mut self,
+        seat: &Arc<D::Seat>,
+        password: Option<&Secret>,
+    ) -> Result<Duration, Failure> {
         let plan = Arc::clone(&self.plan);
         let (target, probe) = (&plan.target, &plan.probe);
         let opened = Instant::now();
-        let link = match timeout(probe.timeout, seat.open(target)).await {
-            Ok(link) => link?,
-            Err(_) => {
-                let text = format!("the bastion did not connect to {target} in time");
-                return Err(Failure::new(Cause::ChannelTimeout, text));
-            }
-        };
-        let took = self.note(ProbePhase::Channel, opened);
-        let stream = ferry(Arc::clone(seat), link.0, link.1);
+        let stream = self.open(seat).await?;
+        let mut took = self.note(ProbePhase::Channel, opened);
         if probe.level == ProbeLevel::Connect {
             return Ok(took);
         }
         let asked = Instant::now();
         let wire = negotiate(stream, target, &probe.tls, probe.timeout).await?;
-        let took = self.note(ProbePhase::Tls, asked);
+        if probe.tls.mode != TlsMode::Disable {
+            took = self.note(ProbePhase::Tls, asked);
+        }
         let (ProbeLevel::Login | ProbeLevel::Query, Some(login)) = (probe.level, &probe.login) else {
             return Ok(took);
         };
-        let password = fetch_password(login).await?;
         let began = Instant::now();
-        let session = Session::login(wire, login, password.as_ref(), &probe.tls, probe.timeout).await?;
+        let session = Session::login(wire, login, password, &probe.tls, probe.timeout).await?;
         let took = self.note(ProbePhase::Login, began);
         if probe.level == ProbeLevel::Login {
             session.close().await;
             return Ok(took);
         }
-        let took = self.ask(&session, probe).await?;
+        let took = self.ask(&session, seat).await?;
         self.kept = Some(Kept { session, seat: Arc::clone(seat), since: Instant::now() });
         Ok(took)
     }
 
-    async fn ask(&self, session: &Session, probe: &ProbePlan) -> Result<Duration, Failure> {
+    async fn open(&self, seat: &Arc<D::Seat>) -> Result<DuplexStream, Failure> {
+        let target = &self.plan.target;
+        match timeout(self.plan.probe.timeout, seat.open(target)).await {
+            Ok(link) => link.map(|(inbound, outbound)| ferry(Arc::clone(seat), inbound, outbound)),
+            Err(_) => {
+                let text = format!("the bastion did not connect to {target} in time");
+                Err(Failure::new(Cause::ChannelTimeout, text))
+            }
+        }
+    }
+
+    async fn ask(&self, session: &Session, seat: &Arc<D::Seat>) -> Result<Duration, Failure> {
+        let probe = &self.plan.probe;
         let asked = Instant::now();
-        session.query(&probe.query, probe.timeout).await?;
-        Ok(self.note(ProbePhase::Query, asked))
+        match session.query(&probe.query, probe.timeout).await {
+            Ok(()) => Ok(self.note(ProbePhase::Query, asked)),
+            Err(failure) => {
+                if failure.cause == Cause::DbQueryTimeout {
+                    self.cancel(session, seat).await;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Has the database give up a query that took too long, as far as it can be reached for that.
+    async fn cancel(&self, session: &Session, seat: &Arc<D::Seat>) {
+        let DatabasePlan { target, probe, .. } = &*self.plan;
+        if let Ok(stream) = self.open(seat).await
+            && let Ok(wire) = negotiate(stream, target, &probe.tls, probe.timeout).await
+        {
+            session.cancel(wire, probe.timeout).await;
+        }
     }
 
     fn note(&self, phase: ProbePhase, since: Instant) -> Duration {
@@ -273,23 +324,35 @@ impl<D: Dial> Probe<D> {
         });
     }
 
-    fn report(&self, before: Health, health: Health, failure: Option<&Failure>, latency: Option<Duration>) {
+    /// One event when the verdict changes, and one when the reason does.
+    fn report(
+        &mut self,
+        before: Health,
+        health: Health,
+        failure: Option<&Failure>,
+        latency: Option<Duration>,
+    ) {
         let (database, bastion) = (&self.plan.name, &self.plan.bastion);
-        let phase = failure.map(|failure| failure.cause.phase().as_str());
-        let reason = failure.map(|failure| failure.cause.reason());
-        let (detail, hint) = (failure.map(Failure::detail), failure.map(Failure::hint));
-        match (before == health, health) {
-            (false, Health::Up) => {
+        let Some(failure) = failure else {
+            if (before, health) != (Health::Up, Health::Up) && latency.is_some() {
                 let latency_ms = latency.map(|latency| (latency.as_secs_f64() * 10_000.0).round() / 10.0);
                 info!(%database, %bastion, latency_ms, "database up");
+                self.reported = None;
             }
-            (false, Health::Down) => {
+            return;
+        };
+        let (phase, reason) = (failure.cause.phase().as_str(), failure.cause.reason());
+        let (detail, hint) = (failure.detail(), failure.hint());
+        let news = self.reported.replace(failure.cause) != Some(failure.cause);
+        match health {
+            Health::Down if news || before != health => {
                 error!(%database, %bastion, phase, reason, detail, hint, "database down");
             }
-            _ if failure.is_some() => {
-                debug!(%database, %bastion, phase, reason, detail, hint, "probe failed");
+            // A single failure of a database that is up is no news yet.
+            Health::Unknown if news => {
+                warn!(%database, %bastion, phase, reason, detail, hint, "probe failed");
             }
-            _ => {}
+            _ => debug!(%database, %bastion, phase, reason, detail, hint, "probe failed"),
         }
     }
 }
@@ -298,12 +361,6 @@ fn set_health(state: &mut ProbeState, health: Health) {
     if state.health != health {
         (state.health, state.since) = (health, Some(now()));
     }
-}
-
-async fn fetch_password(login: &LoginPlan) -> Result<Option<crate::secret::Secret>, Failure> {
-    let Some(source) = &login.password else { return Ok(None) };
-    let fetched = credentials::fetch(source).await;
-    fetched.map(Some).map_err(|text| Failure::new(Cause::CredentialsMissing, format!("the password: {text}")))
 }
 
 #[cfg(test)]

@@ -67,7 +67,8 @@ impl Retry {
 fn is_refusal(cause: Cause) -> bool {
     match cause.phase() {
         Phase::HostKey => true,
-        Phase::Auth => !matches!(cause, Cause::AuthTimeout | Cause::AuthClosed),
+        // The bastion had no say in these.
+        Phase::Auth => !matches!(cause, Cause::AuthTimeout | Cause::AuthClosed | Cause::AuthSecret),
         _ => false,
     }
 }

@@ -30,6 +30,9 @@ use crate::state::{SessionLoad, SessionPhase, SessionState};
 /// The longest time between two looks at a session.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// And while its gate is shut, when nothing else tells that it has ended.
+const LOOK_IN_EVERY: Duration = Duration::from_secs(1);
+
 /// Larger than any known_hosts file, in bytes.
 const MAX_KNOWN_HOSTS: usize = 16 << 20;
 
@@ -213,7 +216,8 @@ impl Session {
             if finding.ping {
                 ping(&mut pings, connection);
             }
-            let next = Instant::from_std(finding.next).min(now + LOOK_EVERY);
+            let look_again = if sign.gate_open { LOOK_EVERY } else { LOOK_IN_EVERY };
+            let next = Instant::from_std(finding.next).min(now + look_again);
             tokio::select! {
                 failure = connection.ended() => return lost(failure),
                 Some(answer) = pings.join_next() => {
@@ -233,6 +237,9 @@ impl Session {
                     }
                 },
                 () = sleep_until(next) => {}
+            }
+            if !self.load.gate_open() {
+                gate.look_in();
             }
         }
     }

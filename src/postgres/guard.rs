@@ -3,8 +3,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -12,33 +11,61 @@ use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
 use crate::failure::{Cause, Failure};
 
-/// What a login or one query may answer, in bytes.
-const MAX_ANSWER: usize = 16 << 20;
+/// What a login may answer, in bytes. tokio-postgres keeps parameters and notices, each at many times its size.
+const MAX_LOGIN: usize = 256 << 10;
+
+/// What one query may answer, in bytes.
+const MAX_ANSWER: usize = 1 << 20;
 
 /// Longer than any message of a login, in bytes.
 const MAX_LOGIN_MESSAGE: usize = 64 << 10;
 
-/// PostgreSQL's default is 4096; this many take about half a second of computation.
-const MAX_SCRAM_ITERATIONS: u64 = 1_000_000;
+/// PostgreSQL's default is 4096; tokio-postgres computes no more than this many either.
+const MAX_SCRAM_ITERATIONS: u64 = 100_000;
+
+/// Whether the server may have the password as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClearText {
+    Allowed,
+    /// Nobody knows who reads it.
+    Unverified,
+    /// Everybody may read it.
+    Unencrypted,
+}
 
 /// What may still be read.
 #[derive(Clone)]
-pub(super) struct Budget(Arc<AtomicUsize>);
+pub(super) struct Budget(Arc<Mutex<Exchange>>);
+
+#[derive(Clone, Copy)]
+enum Exchange {
+    Login { left: usize },
+    Query { left: usize },
+}
 
 impl Budget {
-    /// A new exchange begins.
+    /// A query begins.
     pub(super) fn refill(&self) {
-        self.0.store(MAX_ANSWER, Ordering::Relaxed);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Exchange::Query { left: MAX_ANSWER };
     }
 
     fn spend(&self, bytes: usize) -> Result<(), Failure> {
-        let left = self.0.load(Ordering::Relaxed);
-        self.0.store(left.saturating_sub(bytes), Ordering::Relaxed);
-        if bytes <= left {
+        let mut exchange = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Exchange::Login { left } | Exchange::Query { left }) = &mut *exchange;
+        if let Some(rest) = left.checked_sub(bytes) {
+            *left = rest;
             return Ok(());
         }
-        let text = format!("the database answered with more than {} MiB", MAX_ANSWER >> 20);
-        Err(Failure::new(Cause::DbQueryError, text).with_hint("let `probe.query` return less"))
+        Err(match *exchange {
+            Exchange::Login { .. } => {
+                let text = format!("the answer to the login is longer than {} KiB", MAX_LOGIN >> 10);
+                Failure::new(Cause::DbLoginNotPostgres, text)
+            }
+            Exchange::Query { .. } => {
+                let text = format!("the database answered the query with more than {} MiB", MAX_ANSWER >> 20);
+                Failure::new(Cause::DbQueryError, text).with_hint("let `probe.query` return less")
+            }
+        })
     }
 }
 
@@ -46,15 +73,15 @@ impl Budget {
 pub(super) struct Guard<W> {
     wire: W,
     budget: Budget,
-    clear_text_allowed: bool,
+    clear_text: ClearText,
     /// The beginning of a message that is not complete; nothing once the login is over.
     login: Option<Vec<u8>>,
 }
 
 impl<W> Guard<W> {
-    pub(super) fn new(wire: W, clear_text_allowed: bool) -> (Self, Budget) {
-        let budget = Budget(Arc::new(AtomicUsize::new(MAX_ANSWER)));
-        (Self { wire, budget: budget.clone(), clear_text_allowed, login: Some(Vec::new()) }, budget)
+    pub(super) fn new(wire: W, clear_text: ClearText) -> (Self, Budget) {
+        let budget = Budget(Arc::new(Mutex::new(Exchange::Login { left: MAX_LOGIN })));
+        (Self { wire, budget: budget.clone(), clear_text, login: Some(Vec::new()) }, budget)
     }
 
     fn watch(&mut self, bytes: &[u8]) -> Result<(), Failure> {
@@ -63,7 +90,7 @@ impl<W> Guard<W> {
         login.extend_from_slice(bytes);
         let mut rest = login.as_slice();
         while let Some((kind, body, after)) = split_message(rest)? {
-            if kind == b'R' && judge(body, self.clear_text_allowed)? {
+            if kind == b'R' && judge(body, self.clear_text)? {
                 return Ok(());
             }
             rest = after;
@@ -89,16 +116,22 @@ fn split_message(bytes: &[u8]) -> Result<Option<Message<'_>>, Failure> {
 }
 
 /// Looks at an authentication request; true when the login is over.
-fn judge(body: &[u8], clear_text_allowed: bool) -> Result<bool, Failure> {
+fn judge(body: &[u8], clear_text: ClearText) -> Result<bool, Failure> {
     let Some((code, data)) = body.split_first_chunk::<4>() else { return Ok(false) };
     let unsupported =
         |what: &str| Err(Failure::new(Cause::DbLoginUnsupportedMethod, format!("the database wants {what}")));
     match u32::from_be_bytes(*code) {
         0 => Ok(true),
-        3 if !clear_text_allowed => {
+        3 if clear_text == ClearText::Unverified => {
             let what = "the database wants the password in clear text, and its identity is not verified";
             Err(Failure::new(Cause::DbLoginUnsupportedMethod, what)
                 .with_hint("verify it with tls.mode \"verify-full\", or write tls.allow_unverified = true"))
+        }
+        3 if clear_text == ClearText::Unencrypted => {
+            let what = "the database wants the password in clear text, and nothing encrypts it";
+            Err(Failure::new(Cause::DbLoginUnsupportedMethod, what).with_hint(
+                "let the probe's user log in by scram-sha-256, or encrypt with tls.mode \"verify-full\"",
+            ))
         }
         11 if iterations(data).is_some_and(|count| count > MAX_SCRAM_ITERATIONS) => {
             unsupported("more SCRAM iterations than any honest one")
@@ -168,40 +201,51 @@ mod tests {
     }
 
     /// Byte by byte, as bad luck may cut it.
-    fn watch(bytes: &[u8], clear_text_allowed: bool) -> Result<(), Cause> {
-        let (mut guard, _) = Guard::new((), clear_text_allowed);
+    fn watch(bytes: &[u8], clear_text: ClearText) -> Result<(), Cause> {
+        let (mut guard, _) = Guard::new((), clear_text);
         bytes.iter().try_for_each(|byte| guard.watch(&[*byte])).map_err(|failure| failure.cause)
     }
 
     #[test]
     fn logins_are_judged() {
         let unsupported = Err(Cause::DbLoginUnsupportedMethod);
-        for (message, clear_text_allowed, expected) in [
-            (request(3, b""), false, unsupported),
-            (request(3, b""), true, Ok(())),
-            (request(5, b"salt"), false, Ok(())),
-            (request(7, b""), true, unsupported),
-            (request(10, b"SCRAM-SHA-256\0\0"), false, Ok(())),
-            (request(11, b"r=abc,s=def,i=4096"), false, Ok(())),
-            (request(11, b"r=abc,s=def,i=4294967295"), false, unsupported),
-            (request(11, b"r=abc,s=def,i=99999999999999999999999"), false, unsupported),
-            ([request(0, b""), request(3, b"")].concat(), false, Ok(())),
-            ([b"N\0\0\0\x05\0".to_vec(), request(3, b"")].concat(), false, unsupported),
-            (b"HTTP/1.1 400 Bad Request\r\n".to_vec(), false, Err(Cause::DbLoginNotPostgres)),
-            (b"R\0\0\0\x01".to_vec(), false, Err(Cause::DbLoginNotPostgres)),
+        for (message, clear_text, expected) in [
+            (request(3, b""), ClearText::Unverified, unsupported),
+            (request(3, b""), ClearText::Allowed, Ok(())),
+            (request(3, b""), ClearText::Unencrypted, unsupported),
+            (request(5, b"salt"), ClearText::Unverified, Ok(())),
+            (request(7, b""), ClearText::Allowed, unsupported),
+            (request(10, b"SCRAM-SHA-256\0\0"), ClearText::Unverified, Ok(())),
+            (request(11, b"r=abc,s=def,i=100000"), ClearText::Unverified, Ok(())),
+            (request(11, b"r=abc,s=def,i=100001"), ClearText::Unverified, unsupported),
+            (request(11, b"r=abc,s=def,i=4294967295"), ClearText::Unverified, unsupported),
+            (request(11, b"r=abc,s=def,i=99999999999999999999999"), ClearText::Unverified, unsupported),
+            ([request(0, b""), request(3, b"")].concat(), ClearText::Unverified, Ok(())),
+            ([b"N\0\0\0\x05\0".to_vec(), request(3, b"")].concat(), ClearText::Unverified, unsupported),
+            (b"HTTP/1.1 400 Bad Request\r\n".to_vec(), ClearText::Unverified, Err(Cause::DbLoginNotPostgres)),
+            (b"R\0\0\0\x01".to_vec(), ClearText::Unverified, Err(Cause::DbLoginNotPostgres)),
         ] {
-            assert_eq!(watch(&message, clear_text_allowed), expected, "{message:?}");
+            assert_eq!(watch(&message, clear_text), expected, "{message:?}");
         }
     }
 
     #[test]
-    fn a_flood_is_cut_off() {
-        let (mut guard, budget) = Guard::new((), false);
+    fn floods_are_cut_off() {
+        let block = vec![0; 16 << 10];
+        let taken = |guard: &mut Guard<()>| {
+            let mut blocks = 0;
+            loop {
+                match guard.watch(&block) {
+                    Ok(()) => blocks += 1,
+                    Err(failure) => return (blocks * block.len(), failure.cause),
+                }
+            }
+        };
+        let (mut guard, budget) = Guard::new((), ClearText::Unverified);
         guard.watch(&request(0, b"")).unwrap();
-        let block = vec![0; 1 << 20];
-        let taken = (0..100).take_while(|_| guard.watch(&block).is_ok()).count();
-        assert_eq!(taken, 15);
+        let (bytes, cause) = taken(&mut guard);
+        assert!(bytes <= MAX_LOGIN && cause == Cause::DbLoginNotPostgres, "{bytes} {cause:?}");
         budget.refill();
-        assert!(guard.watch(&block).is_ok());
+        assert_eq!(taken(&mut guard), (MAX_ANSWER, Cause::DbQueryError));
     }
 }

@@ -1,10 +1,7 @@
-//! Agreeing on TLS with a database: the request, the handshake, and how much the certificate must prove. It is
-//! always verified against the database's own name, never against the local end of a forward.
+//! Agreeing on TLS with a database: the request, the handshake, and what its failures mean.
 
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,25 +9,17 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use tokio_rustls::rustls::client::WebPkiServerVerifier;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::crypto::{
-    CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
-};
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use tokio_rustls::rustls::{AlertDescription, CertificateError, ClientConfig, Error};
 
+use super::certificates::client_config;
+use super::{answered, login_answer};
 use crate::failure::{Cause, Failure, plain};
-use crate::files;
 use crate::ids::HostPort;
 use crate::pgwire::SSL_REQUEST;
 use crate::settings::plan::{TlsMode, TlsPlan};
 
-/// Larger than any bundle of roots, in bytes.
-const MAX_ROOTS: usize = 16 << 20;
+/// The longest error that a server sends instead of an answer to the request for TLS, in bytes.
+const MAX_ERROR: usize = 4 << 10;
 
 /// What a connection to a database can be made over.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
@@ -62,7 +51,7 @@ pub async fn negotiate<S: Stream>(
         return Ok(Wire::Plain(stream));
     }
     let config = client_config(plan).await?;
-    match timeout(limit, ask_and_shake(stream, database, plan.mode, config)).await {
+    match timeout(limit, ask_and_shake(stream, database, plan, config)).await {
         Ok(result) => result,
         Err(_) => Err(Failure::new(Cause::DbTlsTimeout, format!("{database} did not agree on TLS in time"))),
     }
@@ -71,7 +60,7 @@ pub async fn negotiate<S: Stream>(
 async fn ask_and_shake<S: Stream>(
     mut stream: S,
     database: &HostPort,
-    mode: TlsMode,
+    plan: &TlsPlan,
     config: ClientConfig,
 ) -> Result<Wire<S>, Failure> {
     let ask = async {
@@ -84,8 +73,10 @@ async fn ask_and_shake<S: Stream>(
     })?;
     match answer {
         b'S' => {}
-        b'N' if mode == TlsMode::Prefer => return Ok(Wire::Plain(stream)),
+        b'N' if plan.mode == TlsMode::Prefer => return Ok(Wire::Plain(stream)),
         b'N' => return Err(Failure::new(Cause::DbTlsRefused, format!("{database} refuses TLS"))),
+        // A server that cannot even begin a session says so here (PostgreSQL 17, "Message Flow", SSL encryption).
+        b'E' => return Err(refusal(stream, database).await),
         other => {
             let text =
                 format!("{database} answers a request for TLS with byte {other}, as PostgreSQL never does");
@@ -94,140 +85,97 @@ async fn ask_and_shake<S: Stream>(
     }
     let mut connector = MakeRustlsConnect::new(config);
     let Ok(connect) = MakeTlsConnect::<S>::make_tls_connect(&mut connector, &database.host);
-    connect.connect(stream).await.map(Wire::Tls).map_err(|error| handshake_failure(database, &error))
+    connect.connect(stream).await.map(Wire::Tls).map_err(|error| handshake_failure(database, plan, &error))
 }
 
-fn handshake_failure(database: &HostPort, error: &io::Error) -> Failure {
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    let cause = match tls {
-        Some(Error::InvalidCertificate(error)) => match error {
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                Cause::DbTlsNameMismatch
-            }
-            CertificateError::UnknownIssuer => Cause::DbTlsUnknownIssuer,
-            CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. } => Cause::DbTlsExpired,
-            _ => Cause::DbTlsFailed,
-        },
-        _ => Cause::DbTlsFailed,
+/// What a server says that answers a request for TLS with an error.
+async fn refusal<S: Stream>(stream: S, database: &HostPort) -> Failure {
+    let mut body = Vec::new();
+    // What has come until the end is all there is.
+    let _ = stream.take(MAX_ERROR as u64).read_to_end(&mut body).await;
+    let field = |kind: u8| {
+        let fields = body.get(4..).unwrap_or_default().split(|byte| *byte == 0);
+        let text = fields.filter_map(|field| field.strip_prefix(&[kind])).next();
+        text.map(|text| String::from_utf8_lossy(text).into_owned())
     };
-    Failure::new(cause, format!("the TLS handshake with {database} failed: {error}"))
+    match (field(b'C'), field(b'M')) {
+        (Some(code), Some(message)) => {
+            Failure::new(login_answer(&code, &message), answered(&code, &message, None))
+        }
+        // Before PostgreSQL 14 it is bare text, when the server cannot start a process.
+        _ => {
+            let text = String::from_utf8_lossy(&body);
+            Failure::new(
+                Cause::DbLoginOther,
+                format!("{database} answers before TLS: {}", text.trim_end_matches('\0')),
+            )
+        }
+    }
 }
 
-/// The certificates are read anew each time, so that a renewed file needs no restart.
-async fn client_config(plan: &TlsPlan) -> Result<ClientConfig, Failure> {
-    let (mode, ca) = (plan.mode, plan.ca.clone());
-    let built = files::read_aside(move || build_config(mode, ca.as_deref())).await;
-    built.and_then(|built| built).map_err(|text| {
-        let failure = Failure::new(Cause::DbTlsFailed, text);
-        if plan.ca.is_some() { failure.with_hint("check the file that tls.ca names") } else { failure }
+/// rustls' own error within an error of a stream.
+pub(super) fn of_rustls(error: &io::Error) -> Option<&Error> {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<Error>())
+}
+
+fn handshake_failure(database: &HostPort, plan: &TlsPlan, error: &io::Error) -> Failure {
+    let text = format!("the TLS handshake with {database} failed: {error}");
+    let Some(Error::InvalidCertificate(invalid)) = of_rustls(error) else {
+        return match of_rustls(error) {
+            Some(Error::InvalidMessage(_)) => {
+                let text = format!("{database} answers a request for TLS with something else than TLS");
+                Failure::new(Cause::DbLoginNotPostgres, text)
+            }
+            Some(error) => alert(error).unwrap_or_else(|| Failure::new(Cause::DbTlsFailed, text)),
+            None => Failure::new(Cause::DbTlsFailed, text),
+        };
+    };
+    match invalid {
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            Failure::new(Cause::DbTlsNameMismatch, text)
+        }
+        // An issuer that was made anew has the old name and another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            let failure = Failure::new(Cause::DbTlsUnknownIssuer, text);
+            match &plan.ca {
+                Some(ca) => failure.with_hint(format!(
+                    "tls.ca ({}) does not hold the certificate of the issuer: add it, or name another file",
+                    ca.display()
+                )),
+                None => failure,
+            }
+        }
+        CertificateError::Expired
+        | CertificateError::ExpiredContext { .. }
+        | CertificateError::NotValidYet
+        | CertificateError::NotValidYetContext { .. } => Failure::new(Cause::DbTlsExpired, text),
+        // webpki's own words, for certificates that other programs accept.
+        CertificateError::Other(inner) if inner.to_string().contains("UnsupportedCertVersion") => {
+            let text = format!("{database} shows an X.509 version 1 certificate, which cannot be verified");
+            Failure::new(Cause::DbTlsFailed, text).with_hint(
+                "issue it with a subjectAltName, which makes it version 3, or use tls.mode \"require\"",
+            )
+        }
+        CertificateError::Other(inner) if inner.to_string().contains("CaUsedAsEndEntity") => {
+            let text = format!("{database} shows the certificate of an issuer as its own");
+            Failure::new(Cause::DbTlsFailed, text)
+                .with_hint("name this very certificate as tls.ca, or issue another one for the server")
+        }
+        _ => Failure::new(Cause::DbTlsFailed, text),
+    }
+}
+
+/// What a server means that ends TLS with an alert. In TLS 1.3 some come only when the handshake is over for us.
+pub(super) fn alert(error: &Error) -> Option<Failure> {
+    let Error::AlertReceived(alert) = error else { return None };
+    let failure =
+        Failure::new(Cause::DbTlsFailed, format!("the database ended TLS with the alert {alert:?}"));
+    Some(match alert {
+        AlertDescription::CertificateRequired | AlertDescription::NoCertificate => failure.with_hint(
+            "it wants a client's certificate, which the probe has not: let its user log in without one",
+        ),
+        _ => failure,
     })
-}
-
-fn build_config(mode: TlsMode, ca: Option<&Path>) -> Result<ClientConfig, String> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
-    let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
-    if mode == TlsMode::VerifyFull {
-        return Ok(builder.with_root_certificates(roots(ca)?).with_no_client_auth());
-    }
-    let chain = match mode {
-        TlsMode::VerifyCa => {
-            let verifier =
-                WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca)?), Arc::clone(&provider));
-            Some(verifier.build().map_err(|error| error.to_string())?)
-        }
-        _ => None,
-    };
-    let verifier = Arc::new(AnyName { chain, provider });
-    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
-}
-
-/// The roots in `ca`, or this machine's own.
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
-    let mut store = RootCertStore::empty();
-    let place = match ca {
-        Some(path) => {
-            let place = format!("tls.ca {}", path.display());
-            let text = files::read(path, MAX_ROOTS)
-                .map_err(|error| format!("{place} cannot be read: {}", plain(&error)))?;
-            for certificate in CertificateDer::pem_slice_iter(&text) {
-                let certificate = certificate.map_err(|error| format!("{place} is not PEM: {error}"))?;
-                store
-                    .add(certificate)
-                    .map_err(|error| format!("{place} has an unusable certificate: {error}"))?;
-            }
-            place
-        }
-        None => {
-            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            "this machine's certificate store".to_owned()
-        }
-    };
-    if store.is_empty() { Err(format!("{place} has no certificate")) } else { Ok(store) }
-}
-
-/// Accepts a certificate for any name, from any issuer where there is no `chain` to verify. The server must still
-/// prove that it holds the certificate's key.
-#[derive(Debug)]
-struct AnyName {
-    chain: Option<Arc<WebPkiServerVerifier>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for AnyName {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        use CertificateError::{NotValidForName, NotValidForNameContext};
-        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
-        // webpki judges the name last, so a certificate that only has the wrong name has passed all else.
-        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            Err(Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
-                Ok(ServerCertVerified::assertion())
-            }
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 impl<S: Stream> AsyncRead for Wire<S> {

@@ -3,7 +3,7 @@ use crate::dial::Arrival;
 use crate::dial::fake::{FakeDial, FarEnd};
 use crate::ids::{HostPort, Name};
 use crate::metrics::Metrics;
-use crate::settings::plan::{ForwardPlan, Kind, TlsMode, TlsPlan};
+use crate::settings::plan::{ForwardPlan, Kind, LoginPlan, ProbePlan, TlsPlan};
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
@@ -158,7 +158,8 @@ async fn a_database_that_falls_silent_is_noticed() {
     let far = serve(case.dial.answer(), 1);
     case.health(Health::Up).await;
     let _far = far.await.unwrap();
-    let _silent = case.dial.answer();
+    // One is asked to cancel the query, the other to log in.
+    let _silent = [case.dial.answer(), case.dial.answer()];
     let state = case.health(Health::Down).await;
     assert_eq!(state.last_failure.unwrap().failure.cause, Cause::DbLoginTimeout);
     assert_eq!(case.probes("db_query", "timeout"), "1");
@@ -222,12 +223,24 @@ async fn a_missing_secret_is_named() {
         let source = crate::secret::SecretSource::Env("TUNNELKEEPER_TEST_UNSET".to_owned());
         probe.login = Some(LoginPlan { user: "probe".to_owned(), password: Some(source), database: None });
     });
-    let mut fars: Vec<FarEnd> = (0..2).map(|_| case.dial.answer()).collect();
     let state = case.health(Health::Down).await;
     let failure = state.last_failure.unwrap().failure;
     assert_eq!(failure.cause, Cause::CredentialsMissing);
     assert!(failure.detail().contains("TUNNELKEEPER_TEST_UNSET is not set"), "{failure}");
-    for far in &mut fars {
-        assert_eq!(far.hear(1).await, b"");
-    }
+    assert_eq!(case.dial.seats_taken(), 0, "a link was opened though nobody could log in");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_query_that_takes_too_long_is_cancelled() {
+    let mut case = case(true, |_| {});
+    let (mut first, mut second) = (case.dial.answer(), case.dial.answer());
+    first.hear(1).await;
+    first.say(b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x07\x01\x02\x03\x04Z\0\0\0\x05I");
+    assert_eq!(first.hear(14).await, b"Q\0\0\0\x0dSELECT 1\0");
+    // CancelRequest: its length and code, and what BackendKeyData named.
+    assert_eq!(second.hear(16).await, b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x07\x01\x02\x03\x04");
+    second.arrive(Arrival::Closed);
+    first.arrive(Arrival::Closed);
+    let state = case.state.wait_for(|state| state.last_failure.is_some()).await.unwrap().clone();
+    assert_eq!(state.last_failure.unwrap().failure.cause, Cause::DbQueryTimeout);
 }

@@ -12,6 +12,18 @@ use crate::dial::{Arrival, Inbound, Outbound, Seat};
 /// Bytes under way in each direction.
 const BUFFER: usize = 64 << 10;
 
+/// What may wait for the reader, in bytes, before the link is given up: a probe reads everything at once.
+const MAX_WAITING: usize = 1 << 20;
+
+/// What a link has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Over {
+    /// The database sends no more.
+    Data,
+    /// Both directions are closed.
+    Link,
+}
+
 /// Ferries bytes between a link and the returned stream until either ends. A link that is lost is a broken stream
 /// to the reader: the end comes without the closing that every protocol above has of its own.
 pub fn ferry<S: Seat>(seat: Arc<S>, mut inbound: S::Inbound, mut outbound: S::Outbound) -> DuplexStream {
@@ -34,19 +46,34 @@ pub fn ferry<S: Seat>(seat: Arc<S>, mut inbound: S::Inbound, mut outbound: S::Ou
             }
         };
         let down = async {
-            loop {
-                match poll_fn(|context| inbound.poll_arrival(context)).await {
-                    Arrival::Data(bytes) => {
-                        let written = write.write_all(&bytes).await;
-                        inbound.passed_on(bytes.len());
-                        if written.is_err() {
+            let mut waiting = BytesMut::new();
+            let mut ended = None;
+            // What arrives is always taken: the bastion is let to send more than the reader takes, and what nobody asks
+            // for would pile up out of sight.
+            while ended.is_none() || !waiting.is_empty() {
+                tokio::select! {
+                    biased;
+                    written = write.write_buf(&mut waiting), if !waiting.is_empty() => match written {
+                        Ok(written) => inbound.passed_on(written),
+                        Err(_) => return ended == Some(Over::Link),
+                    },
+                    arrival = poll_fn(|context| inbound.poll_arrival(context)), if ended != Some(Over::Link) => {
+                        match arrival {
+                            Arrival::Data(bytes) => waiting.extend_from_slice(&bytes),
+                            Arrival::End => ended = Some(Over::Data),
+                            Arrival::Closed | Arrival::Lost(_) => ended = Some(Over::Link),
+                        }
+                        if waiting.len() > MAX_WAITING {
                             return false;
                         }
                     }
-                    Arrival::End => drop(write.shutdown().await),
-                    Arrival::Closed | Arrival::Lost(_) => return true,
                 }
             }
+            if ended == Some(Over::Data) {
+                let _ = write.shutdown().await;
+                while !matches!(poll_fn(|context| inbound.poll_arrival(context)).await, Arrival::Closed | Arrival::Lost(_)) {}
+            }
+            true
         };
         let over = tokio::select! {
             () = up => false,
@@ -92,5 +119,17 @@ mod tests {
         let mut heard = Vec::new();
         stream.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"last words");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_that_nobody_reads_ends_the_link() {
+        let (dial, (inbound, outbound, mut far)) = (FakeDial::new(true), link());
+        let _unread = ferry(Arc::new(dial.seat_now()), inbound, outbound);
+        for _ in 0..=(MAX_WAITING + BUFFER) / 1024 {
+            far.say(&[0; 1024]);
+        }
+        assert_eq!(far.sent.recv().await, Some(Sent::End));
+        far.arrive(Arrival::Closed);
+        assert_eq!(far.sent.recv().await, None);
     }
 }

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use super::gate::Gate;
@@ -22,6 +23,18 @@ const READ_BLOCK: usize = 256 << 10;
 
 /// Bytes kept for a kernel that takes no more, beyond which russh has to wait.
 const WRITE_BUFFER: usize = 1 << 20;
+
+/// What a bastion is reached over.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// What has befallen the connection without anybody reading.
+    fn take_error(&self) -> io::Result<Option<io::Error>>;
+}
+
+impl Socket for TcpStream {
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        Self::take_error(self)
+    }
+}
 
 /// See the module.
 pub(super) struct Transport<S> {
@@ -37,7 +50,7 @@ pub(super) fn lock(greeting: &Mutex<Greeting>) -> MutexGuard<'_, Greeting> {
     greeting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
+impl<S: Socket> Transport<S> {
     pub(super) fn new(socket: S, gate: Arc<Gate>, greeting: Arc<Mutex<Greeting>>) -> Self {
         Self { socket, gate, greeting, greeted: false, received: BytesMut::new(), unsent: BytesMut::new() }
     }
@@ -77,7 +90,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
+impl<S: Socket> AsyncRead for Transport<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -88,7 +101,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
         if let Poll::Ready(Err(error)) = this.poll_send(context) {
             return Poll::Ready(Err(error));
         }
-        ready!(this.gate.poll_open(context));
+        if this.gate.poll_open(context).is_pending() {
+            // Nothing is read, so the end of the connection has no other way to show itself. The session looks in
+            // now and then (`Gate::look_in`).
+            return match this.socket.take_error()? {
+                Some(error) => Poll::Ready(Err(error)),
+                None => Poll::Pending,
+            };
+        }
         if this.received.is_empty() {
             ready!(this.poll_receive(context))?;
         }
@@ -99,7 +119,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<S> {
+impl<S: Socket> AsyncWrite for Transport<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -143,6 +163,33 @@ mod tests {
 
     use super::super::gate::{BufferMemory, SINGLE_LIMIT};
     use super::*;
+
+    impl Socket for DuplexStream {
+        fn take_error(&self) -> io::Result<Option<io::Error>> {
+            Ok(None)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_reset_while_the_gate_is_shut_is_noticed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        let gate = Gate::new(&BufferMemory::new(256 << 20), Arc::default());
+        let mut transport = Transport::new(near, Arc::clone(&gate), Arc::default());
+        gate.hold(SINGLE_LIMIT);
+        let read = tokio::spawn(async move { transport.read_u8().await.map_err(|error| error.kind()) });
+        while gate.load().gate_open() {
+            tokio::task::yield_now().await;
+        }
+        socket2::SockRef::from(&far).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(far);
+        while !read.is_finished() {
+            gate.look_in();
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(read.await.unwrap(), Err(io::ErrorKind::ConnectionReset));
+    }
 
     fn transport(capacity: usize) -> (Transport<DuplexStream>, DuplexStream, Arc<Gate>) {
         let gate = Gate::new(&BufferMemory::new(256 << 20), Arc::default());

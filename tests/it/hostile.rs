@@ -20,7 +20,7 @@ fn is_well(daemon: &Daemon) {
     assert!(memory < 120 << 10, "{memory} kB at the peak");
 }
 
-/// A bastion that says this for ever.
+/// A server that says this for ever.
 fn chatterbox(first: &'static [u8], then: &'static [u8]) -> u16 {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port();
@@ -60,6 +60,38 @@ fn bastions_that_speak_nonsense() {
         assert_eq!(event["reason"], reason, "{event}");
         eventually("it is tried again", || (failures(&daemon) >= 3.0).then_some(()));
         is_well(&daemon);
+    }
+}
+
+#[test]
+fn databases_that_flood_the_probe() {
+    let bastion = Bastion::start();
+    const LOGGED_IN: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+    for (first, then, phase) in [
+        // It agrees to go on without TLS, and does not wait to be asked for more.
+        (&b"N"[..], &b"N\0\0\0\x05\0"[..], "db_login"),
+        (b"N", b"no end in sight ", "db_login"),
+        (b"", LOGGED_IN, "db_login"),
+        (b"S", b"\x16\x03\x03\x40\0 no TLS at all ", "db_login"),
+        (b"E", b"\0\0\xff\xff an endless excuse ", "db_login"),
+        (&[b"N", LOGGED_IN].concat(), b"S\0\0\0\x08ab\0\0", "db_login"),
+        (&[b"N", LOGGED_IN, b"Z\0\0\0\x05I"].concat(), b"D\0\0\0\x06\0\0", "db_query"),
+    ] {
+        let port = chatterbox(first.to_vec().leak(), then);
+        let section = Postgres::shared().unprobed_section("analytics", "prod");
+        let section = section
+            .replace(&format!("port = {}", Postgres::shared().port), &format!("port = {port}"))
+            .replace("level = \"off\"", "interval = \"100ms\"");
+        let slow =
+            "user = \"probe\"\npassword = { command = [\"sh\", \"-c\", \"sleep 0.5; echo secret\"] }\n";
+        let daemon = Daemon::start(&format!("{}{section}{slow}", bastion.section("prod", bastion.port)));
+        let state = eventually("the database is found down", || {
+            let state = daemon.database("analytics");
+            (state["probe"]["verdict"] == "down").then_some(state)
+        });
+        assert_eq!(state["probe"]["last_failure"]["phase"], phase, "{state}");
+        is_well(&daemon);
+        assert!(!daemon.printed().contains("secret"));
     }
 }
 

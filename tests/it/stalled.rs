@@ -39,7 +39,17 @@ impl Reader {
         self.0.write_all(b"X\0\0\0\x04")?;
         let mut all = Vec::new();
         self.0.read_to_end(&mut all)?;
-        Ok(all.iter().filter(|byte| **byte == b'x').count())
+        let (mut rest, mut bytes) = (all.as_slice(), 0);
+        while let [kind, l0, l1, l2, l3, ..] = *rest {
+            let (message, after) = rest.split_at(1 + u32::from_be_bytes([l0, l1, l2, l3]) as usize);
+            // CopyData: a row and its end of line.
+            if kind == b'd' {
+                assert!(message[5..message.len() - 1].iter().all(|byte| *byte == b'x'));
+                bytes += message.len() - 6;
+            }
+            rest = after;
+        }
+        Ok(bytes)
     }
 }
 
