@@ -84,6 +84,9 @@ pub trait Inbound: Send + 'static {
 
     /// So many of the arrived bytes have been passed on, and no longer occupy memory.
     fn passed_on(&mut self, bytes: usize);
+
+    /// None of the arrived bytes will be passed on any more.
+    fn forget(&mut self);
 }
 
 /// The link is gone; why, the receiving half says.

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -31,6 +31,9 @@ use client::Client;
 
 /// Clients beyond a limit that are told so at a time; the rest is turned away without a word.
 pub const MAX_TOLD: usize = 64;
+
+/// Clients that try to reach a database at a time while it swallows every attempt.
+const MAX_TRIALS: usize = 4;
 
 /// Room for the clients of all forwards: each takes a descriptor of the process, which has other uses for some.
 #[derive(Clone, Debug)]
@@ -78,9 +81,29 @@ struct Shared<D> {
     cut: CancellationToken,
     room: Room,
     turned_away: OnceAMinute,
+    trials: Arc<Semaphore>,
 }
 
 impl<D> Shared<D> {
+    /// Waits until the database may be tried. While it swallows every attempt only a few may go on trying, since each
+    /// leaves the bastion with a connection that it waits for minutes to make.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        let swallows = |state: &ForwardState| state.failing == Some(Cause::ChannelTimeout);
+        let mut state = self.state.subscribe();
+        tokio::select! {
+            biased;
+            _ = state.wait_for(|state| !swallows(state)) => None,
+            turn = Arc::clone(&self.trials).acquire_owned() => turn.ok(),
+        }
+    }
+
+    /// Why clients are not connected at the moment, where they are not.
+    fn current_failure(&self) -> Option<Failure> {
+        let state = self.state.borrow();
+        let incident = state.last_failure.as_ref().filter(|_| state.failing.is_some());
+        incident.map(|incident| incident.failure.clone())
+    }
+
     /// The bastion did not connect a client to the database.
     fn open_failed(&self, failure: &Failure) {
         self.metrics.channel_failed(failure.cause);
@@ -131,8 +154,8 @@ pub fn new<D: Dial>(parts: Parts<D>) -> (watch::Receiver<ForwardState>, Unit<D>)
     let addresses = bound.addresses().to_vec();
     let state = ForwardState { listening: addresses.clone(), accepting: true, ..ForwardState::default() };
     let (state, receiver) = watch::channel(state);
-    let turned_away = OnceAMinute::default();
-    let shared = Arc::new(Shared { plan, dial, metrics, sockets, state, cut, room, turned_away });
+    let (turned_away, trials) = (OnceAMinute::default(), Arc::new(Semaphore::new(MAX_TRIALS)));
+    let shared = Arc::new(Shared { plan, dial, metrics, sockets, state, cut, room, turned_away, trials });
     (receiver, Unit { shared, drain, bound: Mutex::new(Some(bound)), addresses })
 }
 
@@ -150,6 +173,7 @@ impl<D: Dial> Unit<D> {
                 () = self.drain.cancelled() => break,
                 Some(ended) = clients.join_next() => report_panic(shared, ended),
                 (socket, peer) = bound.accept() => {
+                    answer::accepted(&socket);
                     if roll.len() >= shared.plan.forward.max_clients {
                         turn_away(shared, &mut clients, socket, "max_clients");
                         continue;

@@ -107,8 +107,12 @@ impl Bound {
     }
 
     fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
-        for socket in &self.sockets {
-            if let Poll::Ready(accepted) = socket.poll_accept(context) {
+        // Begins where it ended, so that a flood at one address does not keep out those at another.
+        for _ in 0..self.sockets.len() {
+            self.sockets.rotate_left(1);
+            if let Some(Poll::Ready(accepted)) =
+                self.sockets.first().map(|socket| socket.poll_accept(context))
+            {
                 return Poll::Ready(accepted);
             }
         }

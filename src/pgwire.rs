@@ -10,6 +10,6 @@ mod reply;
 mod startup;
 
 pub use frame::{Frames, OutOfStep};
-pub use observer::{Encryption, Observer};
+pub use observer::{Activity, Encryption, Observer};
 pub use reply::{ENCRYPTION_REFUSED, SqlState, fatal};
 pub use startup::{First, MAX_STARTUP_LEN, Request, SSL_REQUEST, first_request};

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::dial::{Arrival, Gone, Inbound, Outbound, Seat};
 use crate::failure::{Cause, Failure};
 use crate::metrics::{DatabaseMetrics, Direction};
-use crate::pgwire::Observer;
+use crate::pgwire::{Activity, Observer};
 use crate::state::ClientState;
 use downlink::{Downlink, DownlinkEnd};
 pub use ferry::ferry;
@@ -175,8 +175,9 @@ impl<'a> Meter<'a> {
         self.lock().first.take()
     }
 
-    fn at_boundary(&self) -> bool {
-        self.lock().observer.at_boundary()
+    fn boundary(&self) -> (bool, Activity) {
+        let observer = &self.lock().observer;
+        (observer.at_boundary(), observer.activity())
     }
 
     fn lock(&self) -> MutexGuard<'_, Watched> {
@@ -204,13 +205,14 @@ pub enum Ending {
     ClientLeft,
     /// The session was lost before the database said anything: the client can begin again.
     Again(FirstBytes, Failure),
-    /// The client must be ended. `at_boundary`: everything that arrived was passed on, and a message of ours may
-    /// follow it.
+    /// The client must be ended.
     Cut {
         /// Why.
         failure: Failure,
-        /// Whether it can be told in the protocol.
+        /// Everything that arrived was passed on, and a message of ours may follow it.
         at_boundary: bool,
+        /// What it was about.
+        activity: Activity,
     },
 }
 
@@ -259,7 +261,12 @@ pub async fn pump<L: Local, S: Seat>(
         }
     };
     let flushed = downlink.is_flushed();
-    let cut = |failure| Ending::Cut { failure, at_boundary: flushed && meter.at_boundary() };
+    // What was not written is for nobody, and must not keep the gate shut.
+    inbound.forget();
+    let cut = |failure| {
+        let (at_boundary, activity) = meter.boundary();
+        Ending::Cut { failure, at_boundary: flushed && at_boundary, activity }
+    };
     match end {
         DownlinkEnd::Closed => Ending::Done,
         DownlinkEnd::Left => Ending::ClientLeft,

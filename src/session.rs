@@ -5,13 +5,14 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
@@ -32,6 +33,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// And while its gate is shut, when nothing else tells that it has ended.
 const LOOK_IN_EVERY: Duration = Duration::from_secs(1);
+
+/// When a new session's round trip is measured first.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
 /// Larger than any known_hosts file, in bytes.
 const MAX_KNOWN_HOSTS: usize = 16 << 20;
@@ -61,6 +65,8 @@ pub enum Exit {
         failure: Failure,
         /// How long it had served.
         lived: Duration,
+        /// How many clients it had.
+        clients: usize,
     },
     /// We ended it.
     Closed,
@@ -187,12 +193,17 @@ impl Session {
     ) -> Exit {
         let plan = Arc::clone(&self.parts.plan);
         let started = Instant::now();
-        let lost = |failure| Exit::Lost { failure, lived: started.elapsed() };
+        let lost = |failure| {
+            let clients = connection.clients_at_end().unwrap_or_else(|| self.load.clients());
+            Exit::Lost { failure, lived: started.elapsed(), clients }
+        };
         let mut keepalive =
             Keepalive::new(plan.keepalive_interval, plan.keepalive_timeout, started.into_std());
         let mut pings = JoinSet::new();
-        // The first ping came while the bastion was still busy with the login: its time says little.
-        ping(&mut pings, connection);
+        // The first pings come while the bastion still has other things to say, and Nagle's algorithm delays their
+        // answers: their time says little.
+        let mut first_sample = pin!(sleep(SETTLED_AFTER));
+        let mut sampled = false;
         loop {
             let now = Instant::now();
             let gate = connection.gate();
@@ -221,7 +232,7 @@ impl Session {
             tokio::select! {
                 failure = connection.ended() => return lost(failure),
                 Some(answer) = pings.join_next() => {
-                    if let Ok(Ok(round_trip)) = answer {
+                    if let Ok(Some(round_trip)) = answer {
                         self.note_round_trip(round_trip);
                     }
                 }
@@ -236,6 +247,10 @@ impl Session {
                         return Exit::Closed;
                     }
                 },
+                () = &mut first_sample, if !sampled => {
+                    sampled = true;
+                    ping(&mut pings, connection);
+                }
                 () = sleep_until(next) => {}
             }
             if !self.load.gate_open() {
@@ -272,9 +287,15 @@ impl Session {
     }
 }
 
-fn ping(pings: &mut JoinSet<Result<Duration, Failure>>, connection: &Connection) {
+/// Sends a ping. An answer that waited before a shut gate says nothing of the round trip.
+fn ping(pings: &mut JoinSet<Option<Duration>>, connection: &Connection) {
     let connection = connection.clone();
-    pings.spawn(async move { connection.ping().await });
+    pings.spawn(async move {
+        let stalled = || connection.gate().load().stalled(now().instant);
+        let before = stalled();
+        let round_trip = connection.ping().await.ok()?;
+        (stalled() == before).then_some(round_trip)
+    });
 }
 
 /// Returns when the session shall end before it has begun.

@@ -1,11 +1,11 @@
-//! Notices when files have changed, by their size, age and identity.
+//! Notices when files have changed: their content, their place, their owner or who may read them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::SystemTime;
 
-type Stamp = Option<(u64, u64, Option<SystemTime>)>;
+/// Inode, size, and the time of the last change of anything, the mode too: seconds and nanoseconds.
+type Stamp = Option<(u64, u64, i64, i64)>;
 
 /// How some files looked at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ impl Stamps {
     pub fn take(paths: Vec<PathBuf>) -> Self {
         let stamp = |path: &PathBuf| {
             let metadata = fs::metadata(path).ok()?;
-            Some((metadata.ino(), metadata.len(), metadata.modified().ok()))
+            Some((metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
         };
         Self(paths.into_iter().map(|path| (path.clone(), stamp(&path))).collect())
     }
@@ -31,6 +31,8 @@ impl Stamps {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -46,6 +48,9 @@ mod tests {
         let other = dir.path().join("other");
         fs::write(&other, "b").unwrap();
         fs::rename(&other, &path).unwrap();
-        assert_ne!(there.retake(), there);
+        let renamed = there.retake();
+        assert_ne!(renamed, there);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+        assert_ne!(renamed.retake(), renamed);
     }
 }

@@ -61,6 +61,7 @@ pub(super) async fn say(socket: &mut TcpStream, code: SqlState, text: &str) {
 /// Closes in good order: the client sees an end of data, and what it still sends is taken and forgotten, since the
 /// kernel would otherwise reset the connection and might destroy what the client has not read.
 pub(super) async fn finish(socket: &mut TcpStream) {
+    let _ = SockRef::from(&*socket).set_linger(None);
     let farewell = async {
         if socket.shutdown().await.is_ok() {
             let (mut block, mut forgotten) = ([0; 4 << 10], 0);
@@ -75,9 +76,9 @@ pub(super) async fn finish(socket: &mut TcpStream) {
     let _ = timeout(CLOSE_PATIENCE, farewell).await;
 }
 
-/// Resets the connection: the client sees an error, never an end.
-pub(super) fn reset(socket: TcpStream) {
+/// From now on the client sees an error when its connection ends for whatever reason, and not an end of data; only
+/// [`finish`] ends it in good order.
+pub(super) fn accepted(socket: &TcpStream) {
     // Without the option the kernel may send an ordinary end of data; nothing better is to be had then.
-    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
-    drop(socket);
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }

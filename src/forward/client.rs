@@ -1,22 +1,27 @@
 //! One client from its acceptance to its end.
 
-use std::pin::Pin;
+use std::future::pending;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::{Shared, answer, explain, outcome_of};
 use crate::backoff::Bounds;
 use crate::dial::{Dial, Seat};
-use crate::failure::{Cause, Failure};
+use crate::failure::{Cause, Failure, Phase};
 use crate::metrics::Outcome;
-use crate::pgwire::SqlState;
+use crate::pgwire::{Activity, SqlState};
 use crate::pump::{self, Ending, FirstBytes, MAX_FIRST_BYTES, Meter, pump};
+use crate::socket_table::SocketTable;
 use crate::state::ClientEntry;
 
 /// A seat that comes within this time was there all along: the client does not count as held.
@@ -25,13 +30,18 @@ const AT_ONCE: Duration = Duration::from_millis(10);
 /// The pace at which a client's database is tried again.
 const OPEN_AGAIN: Bounds = Bounds { min: Duration::from_millis(250), max: Duration::from_secs(5) };
 
+/// How long the name of a client's user is looked for.
+const USER_PATIENCE: Duration = Duration::from_secs(1);
+
 pub(super) struct Client<D> {
     shared: Arc<Shared<D>>,
     socket: TcpStream,
     entry: ClientEntry,
     first: FirstBytes,
     accepted: Instant,
-    /// It has been connected to the database once.
+    /// Since when it waits to be carried, holds and failed attempts together.
+    waits_since: Instant,
+    /// It has been connected to the database once, and is counted as such.
     carried: bool,
     failed_opens: u32,
     last_open: Option<Failure>,
@@ -39,31 +49,42 @@ pub(super) struct Client<D> {
     avoid: Option<u64>,
 }
 
-/// What waiting for a seat came to.
-enum Waited<S> {
-    Seat(S),
+/// What waiting came to.
+enum Waited<T> {
+    Ready(T),
     /// The client left.
     Gone,
-    /// It has to be told why not, and counts as this.
-    Vain(Outcome, String),
+    /// Its time is over, or nobody can help it.
+    InVain,
+    /// So many wait already that it may not.
+    HoldFull(usize),
+    /// The daemon ends.
+    Stopping,
 }
+
+/// A seat, and the turn to try with it where not everybody may.
+type Turn<S> = (S, Option<OwnedSemaphorePermit>);
 
 /// What came of a seat.
 enum Carried {
     /// The client is done with, or was ended.
     Over,
-    /// It has to wait for another seat.
-    Back(TcpStream, FirstBytes, Failure),
+    /// It has to wait for another seat: the session was lost, or the database not reached.
+    Again(TcpStream, FirstBytes, Failure),
+    /// It is not served any more.
+    Unserved(TcpStream, FirstBytes, Waited<()>),
 }
 
 impl<D: Dial> Client<D> {
     pub(super) fn new(shared: Arc<Shared<D>>, socket: TcpStream, entry: ClientEntry) -> Self {
+        let accepted = Instant::now();
         Self {
             shared,
             socket,
             entry,
             first: FirstBytes::default(),
-            accepted: Instant::now(),
+            accepted,
+            waits_since: accepted,
             carried: false,
             failed_opens: 0,
             last_open: None,
@@ -78,29 +99,19 @@ impl<D: Dial> Client<D> {
     }
 
     async fn serve_to_its_end(mut self) {
-        let mut hold_until = None;
         loop {
-            let seat = match self.wait(&mut hold_until).await {
-                Waited::Seat(seat) => seat,
-                Waited::Gone => {
-                    self.shared.metrics.connection(Outcome::Gone);
-                    return;
-                }
-                Waited::Vain(outcome, text) => {
-                    debug!(database = %self.shared.plan.name, peer = %self.entry.client.peer, text, "client answered");
-                    self.shared.metrics.connection(outcome);
-                    self.entry.set_held(false);
-                    let code = SqlState::CannotConnectNow;
-                    return answer::refuse(&mut self.socket, self.first.bytes, code, &text).await;
-                }
+            let (seat, turn) = match self.wait().await {
+                Waited::Ready(turn) => turn,
+                unserved => return self.leave_unserved(unserved).await,
             };
-            self.entry.client.session.store(seat.session(), Ordering::Relaxed);
             let session = seat.session();
+            self.entry.client.session.store(session, Ordering::Relaxed);
+            self.entry.set_held(self.failed_opens > 0);
+            let trial = Trial { give_up_at: self.gives_up_at(), first_time: !self.carried, turn };
             let Self { shared, socket, entry, first, .. } = self;
             let (lane, job) = (seat.lane().clone(), Arc::clone(&shared));
-            let first_time = !self.carried;
             let on_lane = lane.spawn(async move {
-                let carried = carry(&job, seat, socket, first, &entry, first_time).await;
+                let carried = carry(&job, seat, socket, first, &entry, trial).await;
                 (carried, entry)
             });
             // A panic on the lane is passed on to whoever watches this task.
@@ -112,84 +123,122 @@ impl<D: Dial> Client<D> {
                     Err(_) => return,
                 },
             };
+            entry.set_held(false);
             entry.client.session.store(0, Ordering::Relaxed);
-            let Carried::Back(socket, first, failure) = carried else { return };
-            let opened = failure.cause.phase() != crate::failure::Phase::Channel;
-            hold_until = hold_until.filter(|_| !opened);
-            self = Self {
-                shared,
-                socket,
-                entry,
-                first,
-                accepted: self.accepted,
-                carried: self.carried || opened,
-                failed_opens: if opened { 0 } else { self.failed_opens + 1 },
-                last_open: (!opened).then_some(failure),
-                avoid: Some(session),
-            };
+            match carried {
+                Carried::Over => return,
+                Carried::Again(socket, first, failure) => {
+                    self = Self { shared, socket, entry, first, avoid: Some(session), ..self };
+                    self.note(failure);
+                }
+                Carried::Unserved(socket, first, unserved) => {
+                    self = Self { shared, socket, entry, first, ..self };
+                    return self.leave_unserved(unserved).await;
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, failure: Failure) {
+        if failure.cause.phase() == Phase::Channel {
+            self.failed_opens += 1;
+            self.last_open = Some(failure);
+        } else {
+            // It was connected, and has to begin anew.
+            (self.carried, self.waits_since) = (true, Instant::now());
+            (self.failed_opens, self.last_open) = (0, None);
         }
     }
 
     /// Waits for a seat, and meanwhile for whatever ends the waiting.
-    async fn wait(&mut self, hold_until: &mut Option<Instant>) -> Waited<D::Seat> {
-        let dial = self.shared.dial.clone();
-        let (avoid, not_before) = (self.avoid, self.next_open());
-        let mut seat = Box::pin(async move {
+    async fn wait(&mut self) -> Waited<Turn<D::Seat>> {
+        if self.failed_opens > 0 && self.first.ended && !self.carried {
+            return Waited::Gone;
+        }
+        let until = self.waits_since + self.shared.plan.forward.hold_timeout;
+        if self.failed_opens > 0 && Instant::now() >= until {
+            return Waited::InVain;
+        }
+        let (shared, avoid, not_before) = (Arc::clone(&self.shared), self.avoid, self.next_open());
+        let mut turn: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
             if let Some(not_before) = not_before {
                 sleep_until(not_before).await;
             }
-            dial.seat(avoid).await
+            let turn = shared.turn().await;
+            (shared.dial.seat(avoid).await, turn)
         });
-        if let Ok(seat) = timeout(AT_ONCE, &mut seat).await {
-            return Waited::Seat(seat);
+        if let Ok(turn) = timeout(AT_ONCE, &mut turn).await {
+            return Waited::Ready(turn);
         }
-        let plan = &self.shared.plan.forward;
         let held_already = self.shared.state.borrow().clients.held();
-        if held_already >= plan.hold_max {
-            let text = format!(
-                "tunnelkeeper: database \"{}\" has {held_already} clients on hold already (hold.max)",
-                self.shared.plan.name
-            );
-            return Waited::Vain(Outcome::Limit, text);
+        if held_already >= self.shared.plan.forward.hold_max {
+            return Waited::HoldFull(held_already);
         }
-        let until = *hold_until.get_or_insert(Instant::now() - AT_ONCE + plan.hold_timeout);
         let held_at = Instant::now();
         self.entry.set_held(true);
-        let waited = self.hold(seat, until).await;
+        let waited = self.hold(turn, until).await;
         self.entry.set_held(false);
         self.shared.metrics.hold.observe(held_at.elapsed());
         waited
     }
 
-    async fn hold(
+    async fn hold<T>(
         &mut self,
-        mut seat: Pin<Box<impl Future<Output = D::Seat>>>,
+        mut turn: Pin<Box<dyn Future<Output = T> + Send>>,
         until: Instant,
-    ) -> Waited<D::Seat> {
+    ) -> Waited<T> {
         let cut = self.shared.cut.clone();
         let mut tunnel = self.shared.dial.state();
         loop {
             let listen = !self.first.ended && self.first.bytes.len() < MAX_FIRST_BYTES;
             tokio::select! {
                 biased;
-                seat = &mut seat => return Waited::Seat(seat),
-                read = read_more(&mut self.socket, &mut self.first), if listen => if !read { return Waited::Gone },
-                Ok(_) = tunnel.wait_for(|state| state.refusing) => return self.in_vain(),
-                () = sleep_until(until) => return self.in_vain(),
-                () = cut.cancelled() => {
-                    let text = format!(
-                        "tunnelkeeper: database \"{}\" cannot be reached: the daemon is stopping",
-                        self.shared.plan.name
-                    );
-                    return Waited::Vain(Outcome::HoldTimeout, text);
+                turn = &mut turn => return Waited::Ready(turn),
+                read = read_more(&mut self.socket, &mut self.first), if listen => {
+                    if !matches!(read, Ok(1..)) {
+                        return Waited::Gone;
+                    }
                 }
+                Ok(_) = tunnel.wait_for(|state| state.refusing) => return Waited::InVain,
+                () = sleep_until(until) => return Waited::InVain,
+                () = cut.cancelled() => return Waited::Stopping,
             }
         }
     }
 
-    fn in_vain(&self) -> Waited<D::Seat> {
-        let last_open = self.last_open.as_ref();
-        Waited::Vain(outcome_of(&self.shared, last_open), explain(&self.shared, last_open))
+    /// Tells the client why it is not served, if it is still there.
+    async fn leave_unserved<T>(mut self, unserved: Waited<T>) {
+        let database = &self.shared.plan.name;
+        let (outcome, text) = match unserved {
+            Waited::Gone | Waited::Ready(_) => return self.count(Outcome::Gone),
+            Waited::InVain => {
+                // One that waited for others to try knows of the failure from them.
+                let failure = self.last_open.clone().or_else(|| self.shared.current_failure());
+                (outcome_of(&self.shared, failure.as_ref()), explain(&self.shared, failure.as_ref()))
+            }
+            Waited::HoldFull(held) => {
+                let text = format!(
+                    "tunnelkeeper: database \"{database}\" has {held} clients on hold already (hold.max)"
+                );
+                (Outcome::Limit, text)
+            }
+            Waited::Stopping => {
+                let text = format!(
+                    "tunnelkeeper: database \"{database}\" cannot be reached: the daemon is stopping"
+                );
+                (Outcome::HoldTimeout, text)
+            }
+        };
+        debug!(%database, peer = %self.entry.client.peer, text, "client answered");
+        self.count(outcome);
+        answer::refuse(&mut self.socket, self.first.bytes, SqlState::CannotConnectNow, &text).await;
+    }
+
+    /// Each client is counted once.
+    fn count(&self, outcome: Outcome) {
+        if !self.carried {
+            self.shared.metrics.connection(outcome);
+        }
     }
 
     /// When the database may be tried again, after the bastion has failed to connect to it.
@@ -197,42 +246,62 @@ impl<D: Dial> Client<D> {
         let cause = self.last_open.as_ref()?.cause;
         // Another session may do better at once; the database itself will not.
         let elsewhere = matches!(cause, Cause::ChannelTimeout | Cause::ChannelSessionLost);
-        let wait = OPEN_AGAIN.ceiling(self.failed_opens);
+        // Those who failed together shall not come back together.
+        let wait = OPEN_AGAIN.ceiling(self.failed_opens).mul_f64(0.75 + 0.5 * rand::random::<f64>());
         (!elsewhere || self.failed_opens > 1).then(|| Instant::now() + wait)
+    }
+
+    /// The first attempt has the bastion's own time; all others share what the hold leaves.
+    fn gives_up_at(&self) -> Option<Instant> {
+        (self.failed_opens > 0).then(|| self.waits_since + self.shared.plan.forward.hold_timeout)
     }
 }
 
-/// Reads what a held client sends; false when it has left.
-async fn read_more(socket: &mut TcpStream, first: &mut FirstBytes) -> bool {
+/// Reads what a client sends that is not connected yet.
+async fn read_more(socket: &mut TcpStream, first: &mut FirstBytes) -> io::Result<usize> {
     let room = MAX_FIRST_BYTES - first.bytes.len().min(MAX_FIRST_BYTES);
-    let mut limited = socket.take(room as u64);
-    matches!(limited.read_buf(&mut first.bytes).await, Ok(read) if read > 0)
+    socket.take(room as u64).read_buf(&mut first.bytes).await
+}
+
+/// One attempt to connect a client.
+struct Trial {
+    give_up_at: Option<Instant>,
+    first_time: bool,
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 /// Connects a client through its seat and carries it. Runs on the session's lane.
 async fn carry<D: Dial>(
     shared: &Arc<Shared<D>>,
     seat: D::Seat,
-    mut socket: TcpStream,
-    first: FirstBytes,
+    socket: TcpStream,
+    mut first: FirstBytes,
     entry: &ClientEntry,
-    first_time: bool,
+    trial: Trial,
 ) -> Carried {
     let (plan, metrics) = (&shared.plan, &shared.metrics);
+    // From here on the lane itself hears of the socket, and no other thread has to wake it.
+    let Ok(mut socket) = socket.into_std().and_then(TcpStream::from_std) else { return Carried::Over };
     let asked = Instant::now();
-    let (mut inbound, mut outbound) = match seat.open(&plan.target).await {
-        Ok(link) => link,
-        Err(failure) => {
+    let opened = open(shared, &seat, &mut socket, &mut first, trial.give_up_at).await;
+    drop(trial.turn);
+    let (mut inbound, mut outbound) = match opened {
+        Waited::Ready(Ok(link)) => link,
+        Waited::Ready(Err(failure)) => {
             shared.open_failed(&failure);
             if matches!(failure.cause, Cause::ChannelTimeout | Cause::ChannelSessionLost) {
                 shared.dial.doubt();
             }
-            return Carried::Back(socket, first, failure);
+            return Carried::Again(socket, first, failure);
         }
+        Waited::Gone => return Carried::Unserved(socket, first, Waited::Gone),
+        Waited::Stopping => return Carried::Unserved(socket, first, Waited::Stopping),
+        Waited::InVain | Waited::HoldFull(_) => return Carried::Unserved(socket, first, Waited::InVain),
     };
     metrics.open.observe(asked.elapsed());
     shared.opened();
-    if first_time {
+    entry.set_held(false);
+    if trial.first_time {
         metrics.connection(Outcome::Carried);
     }
     let meter = Meter::new(&entry.client, metrics);
@@ -241,24 +310,59 @@ async fn carry<D: Dial>(
         stall: plan.forward.stall_timeout,
         stop: shared.cut.clone(),
     };
-    match pump(&mut socket, &seat, &mut inbound, &mut outbound, first, &meter, &bounds).await {
-        Ending::Done => {
-            drop((inbound, outbound, seat));
-            answer::finish(&mut socket).await;
-            return Carried::Over;
-        }
-        Ending::ClientLeft => {}
-        Ending::Again(first, failure) => return Carried::Back(socket, first, failure),
-        Ending::Cut { failure, at_boundary } => {
-            cut(shared, entry, socket, &failure, at_boundary).await;
-        }
+    let ending = pump(&mut socket, &seat, &mut inbound, &mut outbound, first, &meter, &bounds).await;
+    if let Ending::Again(first, failure) = ending {
+        return Carried::Again(socket, first, failure);
+    }
+    if ending == Ending::Done {
+        drop((inbound, outbound, seat));
+        answer::finish(&mut socket).await;
+        return Carried::Over;
     }
     // The client is done with; its channel is not yet, and sits on the session until it is.
     tokio::spawn(async move {
         pump::abandon(inbound, outbound).await;
         drop(seat);
     });
+    if let Ending::Cut { failure, at_boundary, activity } = ending {
+        cut(shared, entry, socket, &failure, at_boundary, activity).await;
+    }
     Carried::Over
+}
+
+type Link<S> = (<S as Seat>::Inbound, <S as Seat>::Outbound);
+
+/// Connects to the database, and watches the client meanwhile.
+async fn open<D: Dial>(
+    shared: &Shared<D>,
+    seat: &D::Seat,
+    socket: &mut TcpStream,
+    first: &mut FirstBytes,
+    give_up_at: Option<Instant>,
+) -> Waited<Result<Link<D::Seat>, Failure>> {
+    let mut opening = pin!(seat.open(&shared.plan.target));
+    let give_up = async {
+        match give_up_at {
+            Some(at) => sleep_until(at).await,
+            None => pending().await,
+        }
+    };
+    let mut give_up = pin!(give_up);
+    loop {
+        let listen = !first.ended && first.bytes.len() < MAX_FIRST_BYTES;
+        tokio::select! {
+            biased;
+            link = &mut opening => return Waited::Ready(link),
+            read = read_more(socket, first), if listen => match read {
+                // It may have said all it wants to say, and wait for the answer.
+                Ok(0) => first.ended = true,
+                Ok(_) => {}
+                Err(_) => return Waited::Gone,
+            },
+            () = &mut give_up => return Waited::InVain,
+            () = shared.cut.cancelled() => return Waited::Stopping,
+        }
+    }
 }
 
 /// Ends a client that was not done: with words where the protocol allows it, else by a reset.
@@ -268,9 +372,10 @@ async fn cut<D>(
     mut socket: TcpStream,
     failure: &Failure,
     at_boundary: bool,
+    activity: Activity,
 ) {
     let client = &entry.client;
-    let user = socket.local_addr().ok().and_then(|local| shared.sockets.user(client.peer, local));
+    let user = user(&shared.sockets, client.peer, &socket).await;
     shared.metrics.cut(failure.cause);
     warn!(
         database = %shared.plan.name,
@@ -283,6 +388,7 @@ async fn cut<D>(
         age_s = client.since.instant.elapsed().as_secs(),
         to_database_bytes = client.to_database.load(Ordering::Relaxed),
         from_database_bytes = client.from_database.load(Ordering::Relaxed),
+        activity = activity.as_str(),
         told = at_boundary,
         "client cut"
     );
@@ -299,6 +405,14 @@ async fn cut<D>(
         answer::say(&mut socket, code, &text).await;
         answer::finish(&mut socket).await;
     } else {
-        answer::reset(socket);
+        // A reset: the client sees an error, never an end (see `accepted`).
+        drop(socket);
     }
+}
+
+/// Whose client it is. Names of users may have to be asked for elsewhere, so this is no work for a lane.
+async fn user(sockets: &Arc<SocketTable>, peer: SocketAddr, socket: &TcpStream) -> Option<String> {
+    let (sockets, local) = (Arc::clone(sockets), socket.local_addr().ok()?);
+    let found = tokio::task::spawn_blocking(move || sockets.user(peer, local));
+    timeout(USER_PATIENCE, found).await.ok()?.ok()?
 }

@@ -16,6 +16,35 @@ pub enum Encryption {
     Plain,
 }
 
+/// What a client is about, as far as its connection shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It has not begun a session, or the session does not take queries yet.
+    Starting,
+    /// It has asked, and waits for the end of the answer.
+    InQuery,
+    /// The server waits for it.
+    Idle,
+    /// TLS hides it.
+    Encrypted,
+    /// It is not PostgreSQL, or nothing that we follow.
+    Unknown,
+}
+
+impl Activity {
+    /// The words for people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::InQuery => "in a query",
+            Self::Idle => "idle",
+            Self::Encrypted => "encrypted",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Stage {
     /// The client's next untyped request: the bytes of its header so far, and what is left of its body.
@@ -26,7 +55,10 @@ enum Stage {
     /// One byte of the server decides about encryption.
     AwaitingAnswer,
     /// Typed messages from the server.
-    Session(Frames),
+    Session {
+        frames: Frames,
+        activity: Activity,
+    },
     Encrypted,
     /// A cancel request, or something that is not PostgreSQL.
     Opaque,
@@ -48,11 +80,18 @@ impl Stage {
     fn asking() -> Self {
         Self::Asking { header: Vec::new(), remaining: 0 }
     }
+
+    fn session() -> Self {
+        Self::Session { frames: Frames::default(), activity: Activity::Starting }
+    }
 }
 
 impl Observer {
     /// Bytes on their way to the database, in order.
     pub fn client_sent(&mut self, mut bytes: &[u8]) {
+        if let Stage::Session { activity: activity @ Activity::Idle, .. } = &mut self.stage {
+            *activity = Activity::InQuery;
+        }
         while !bytes.is_empty() {
             let Stage::Asking { header, remaining } = &mut self.stage else { return };
             if *remaining > 0 {
@@ -60,7 +99,7 @@ impl Observer {
                 *remaining -= skipped;
                 bytes = bytes.get(skipped..).unwrap_or_default();
                 if *remaining == 0 {
-                    self.stage = Stage::Session(Frames::default());
+                    self.stage = Stage::session();
                 }
                 continue;
             }
@@ -86,12 +125,20 @@ impl Observer {
             (self.stage, bytes) = match answer {
                 b'S' | b'G' => (Stage::Encrypted, rest),
                 b'N' => (Stage::asking(), rest),
-                b'E' => (Stage::Session(Frames::default()), bytes),
+                b'E' => (Stage::session(), bytes),
                 _ => (Stage::Opaque, rest),
             };
         }
         let out_of_step = match &mut self.stage {
-            Stage::Session(frames) => frames.feed(bytes, |_, _, _| {}).is_err(),
+            Stage::Session { frames, activity } => {
+                let note = |kind, _, _: &[u8]| {
+                    // ReadyForQuery.
+                    if kind == b'Z' {
+                        *activity = Activity::Idle;
+                    }
+                };
+                frames.feed(bytes, note).is_err()
+            }
             // A server that speaks before it is asked is none of PostgreSQL's.
             Stage::Asking { .. } => !bytes.is_empty(),
             _ => false,
@@ -106,8 +153,19 @@ impl Observer {
     pub fn at_boundary(&self) -> bool {
         match &self.stage {
             Stage::Asking { .. } => true,
-            Stage::Session(frames) => frames.at_boundary(),
+            Stage::Session { frames, .. } => frames.at_boundary(),
             _ => false,
+        }
+    }
+
+    /// What the client is about.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        match &self.stage {
+            Stage::Asking { .. } | Stage::AwaitingAnswer => Activity::Starting,
+            Stage::Session { activity, .. } => *activity,
+            Stage::Encrypted => Activity::Encrypted,
+            Stage::Opaque => Activity::Unknown,
         }
     }
 
@@ -116,7 +174,7 @@ impl Observer {
     pub fn encryption(&self) -> Option<Encryption> {
         match &self.stage {
             Stage::Encrypted => Some(Encryption::Tls),
-            Stage::Session(_) => Some(Encryption::Plain),
+            Stage::Session { .. } => Some(Encryption::Plain),
             _ => None,
         }
     }
@@ -174,9 +232,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn activities() {
+        const QUERY: &[u8] = b"Q\0\0\0\x06;\0";
+        for (exchange, expected) in [
+            (&[][..], Activity::Starting),
+            (&[('c', STARTUP)], Activity::Starting),
+            (&[('c', STARTUP), ('s', READY)], Activity::Idle),
+            (&[('c', STARTUP), ('s', READY), ('c', QUERY)], Activity::InQuery),
+            (&[('c', STARTUP), ('s', READY), ('c', QUERY), ('s', b"C\0\0\0\x05\0")], Activity::InQuery),
+            (&[('c', STARTUP), ('s', READY), ('c', QUERY), ('s', READY)], Activity::Idle),
+            (&[('c', &SSL_REQUEST), ('s', b"S")], Activity::Encrypted),
+            (&[('c', b"GET / HTTP/1.1\r\n")], Activity::Unknown),
+        ] {
+            assert_eq!(watch(exchange).activity(), expected, "{exchange:?}");
+        }
+    }
+
     proptest! {
         #[test]
-        fn garbage_never_panics_and_is_never_a_boundary_for_long(
+        fn garbage_never_panics(
             bytes in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..20)), 0..20),
         ) {
             let mut observer = Observer::default();

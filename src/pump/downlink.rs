@@ -37,7 +37,7 @@ enum Source {
     Lost(Failure),
 }
 
-/// The client's socket takes nothing, since when, and when to look again.
+/// The client has not taken all that is there, since when, and when to look again.
 struct Stuck {
     since: Instant,
     check: Pin<Box<Sleep>>,
@@ -167,7 +167,9 @@ where
                 self.queue.advance(written);
                 self.inbound.passed_on(written);
                 self.meter.delivered(written);
-                self.stuck = None;
+                if self.queue.is_empty() {
+                    self.stuck = None;
+                }
                 Poll::Ready(Ok(()))
             }
         }

@@ -198,19 +198,35 @@ async fn only_whoever_blocks_others_is_cut_for_not_reading() {
     assert!((60..=62).contains(&blocked.elapsed().as_secs()), "{:?}", blocked.elapsed());
 }
 
+/// Reads a little at a time until nothing comes any more; returns how much came.
+async fn read_slowly(client: &mut (impl AsyncRead + Unpin)) -> usize {
+    let mut total = 0;
+    loop {
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        match client.read(&mut [0; 4 << 10]).await.unwrap_or(0) {
+            0 => return total,
+            read => total += read,
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_slow_reader_is_not_a_stalled_one() {
+async fn a_slow_reader_that_blocks_nobody_is_left_alone() {
+    let mut carried = carry(FirstBytes::default(), None);
+    carried.far.arrive(Arrival::Data(Bytes::from(vec![1; 100 << 10])));
+    carried.far.arrive(Arrival::Closed);
+    assert_eq!(read_slowly(&mut carried.client).await, 100 << 10);
+    assert_eq!(carried.ending.await.unwrap(), Ending::Done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_for_whom_others_wait_too_long_is_a_stalled_one() {
     let mut carried = carry(FirstBytes::default(), None);
     carried.dial.block(true);
     carried.far.arrive(Arrival::Data(Bytes::from(vec![1; 100 << 10])));
-    carried.far.arrive(Arrival::Closed);
-    let mut read = 0;
-    while read < 100 << 10 {
-        tokio::time::sleep(Duration::from_secs(40)).await;
-        let mut block = [0; 4 << 10];
-        read += carried.client.read(&mut block).await.unwrap();
-    }
-    assert_eq!(carried.ending.await.unwrap(), Ending::Done);
+    assert!(read_slowly(&mut carried.client).await < 100 << 10);
+    let Ending::Cut { failure, .. } = carried.ending.await.unwrap() else { panic!("not cut") };
+    assert_eq!(failure.cause, Cause::ClientStalled);
 }
 
 #[tokio::test(start_paused = true)]

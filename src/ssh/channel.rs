@@ -95,6 +95,12 @@ impl Connection {
         self.0.obituary.wait().await
     }
 
+    /// How many clients it had when it ended, if it has.
+    #[must_use]
+    pub fn clients_at_end(&self) -> Option<usize> {
+        self.0.obituary.clients()
+    }
+
     /// Asks the bastion for an answer and waits for it, for as long as the session lives. Returns the round trip.
     ///
     /// # Errors
@@ -130,10 +136,13 @@ impl Connection {
         match timeout(limit, take).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(session_lost(&self.0, target)),
-            Err(_) => Err(Failure::new(
-                Cause::ChannelTimeout,
-                format!("{} did not connect to {target} within {}", self.0.bastion, show_duration(limit)),
-            )),
+            Err(_) => {
+                // The bastion may never answer it.
+                self.0.remnants.fetch_add(REFUSED_REMNANT, Ordering::Relaxed);
+                let text =
+                    format!("{} did not connect to {target} within {}", self.0.bastion, show_duration(limit));
+                Err(Failure::new(Cause::ChannelTimeout, text))
+            }
         }
     }
 
@@ -289,6 +298,10 @@ impl dial::Inbound for Inbound {
     fn passed_on(&mut self, bytes: usize) {
         self.held = self.held.saturating_sub(bytes);
         self.gate.release(bytes);
+    }
+
+    fn forget(&mut self) {
+        self.passed_on(self.held);
     }
 }
 

@@ -22,9 +22,11 @@ pub const SINGLE_LIMIT: usize = 16 << 20;
 /// A session with less than this waiting is never shut, even when the memory is used up by others, in bytes.
 const FLOOR: usize = 1 << 20;
 
-/// A shut gate opens again when an eighth of its limit has been taken, so that it does not flutter.
+/// A shut gate opens again when so much has been taken, in bytes, so that it does not flutter.
+const HYSTERESIS: usize = 2 << 20;
+
 fn reopening(limit: usize) -> usize {
-    limit - limit / 8
+    limit - (limit / 8).min(HYSTERESIS)
 }
 
 /// The memory of all sessions together.
@@ -141,6 +143,15 @@ impl Gate {
     /// Since when the gate has been shut while clients share the session.
     pub fn blocked_since(&self) -> Option<Instant> {
         lock(&self.waiting).blocked_since
+    }
+
+    /// The transport waits for bytes: it has to be woken when the gate is condemned, since russh watches nothing else
+    /// while it shakes hands.
+    pub(super) fn wait_for_bytes(&self, context: &Context<'_>) {
+        let reader = &mut lock(&self.waiting).reader;
+        if !reader.as_ref().is_some_and(|reader| reader.will_wake(context.waker())) {
+            *reader = Some(context.waker().clone());
+        }
     }
 
     /// Makes the transport fail at its next use: the only way to end a russh session at once.

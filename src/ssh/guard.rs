@@ -12,6 +12,7 @@ use super::gate::Gate;
 use crate::failure::{Cause, Failure, one_line, plain};
 use crate::host_keys::{OfferedKey, Trust};
 use crate::ids::HostPort;
+use crate::state::SessionLoad;
 
 /// What ends russh's task.
 #[derive(Debug)]
@@ -28,32 +29,40 @@ impl From<russh::Error> for HandlerError {
     }
 }
 
-/// Why a session ended; nothing while it lives.
+/// Why a session ended, and how many clients it had then; nothing while it lives.
 #[derive(Debug)]
-pub(super) struct Obituary(watch::Sender<Option<Failure>>);
+pub(super) struct Obituary {
+    news: watch::Sender<Option<(Failure, usize)>>,
+    load: Arc<SessionLoad>,
+}
 
 impl Obituary {
-    fn new() -> Arc<Self> {
-        Arc::new(Self(watch::Sender::new(None)))
+    fn new(load: Arc<SessionLoad>) -> Arc<Self> {
+        Arc::new(Self { news: watch::Sender::new(None), load })
     }
 
     /// The first word stands.
     pub(super) fn announce(&self, failure: Failure) {
-        self.0.send_if_modified(|news| {
+        self.news.send_if_modified(|news| {
             let first = news.is_none();
-            news.get_or_insert(failure);
+            news.get_or_insert_with(|| (failure, self.load.clients()));
             first
         });
     }
 
     pub(super) fn read(&self) -> Option<Failure> {
-        self.0.borrow().clone()
+        self.news.borrow().as_ref().map(|(failure, _)| failure.clone())
+    }
+
+    /// How many clients the session had when it ended.
+    pub(super) fn clients(&self) -> Option<usize> {
+        self.news.borrow().as_ref().map(|(_, clients)| *clients)
     }
 
     pub(super) async fn wait(&self) -> Failure {
-        let mut news = self.0.subscribe();
+        let mut news = self.news.subscribe();
         match news.wait_for(Option::is_some).await.ok().and_then(|news| news.clone()) {
-            Some(failure) => failure,
+            Some((failure, _)) => failure,
             // The sender is ours, so the news cannot end before they come.
             None => std::future::pending().await,
         }
@@ -72,7 +81,8 @@ pub(super) struct Guard {
 
 impl Guard {
     pub(super) fn new(bastion: HostPort, trust: Arc<Trust>, gate: Arc<Gate>) -> Self {
-        Self { bastion, trust, gate, obituary: Obituary::new(), refusal: Arc::default() }
+        let obituary = Obituary::new(Arc::clone(gate.load()));
+        Self { bastion, trust, gate, obituary, refusal: Arc::default() }
     }
 
     pub(super) fn obituary(&self) -> Arc<Obituary> {

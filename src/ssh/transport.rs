@@ -109,8 +109,11 @@ impl<S: Socket> AsyncRead for Transport<S> {
                 None => Poll::Pending,
             };
         }
-        if this.received.is_empty() {
-            ready!(this.poll_receive(context))?;
+        if this.received.is_empty() && this.poll_receive(context)?.is_pending() {
+            this.gate.wait_for_bytes(context);
+            // It may have been condemned before it was known whom to wake.
+            this.check()?;
+            return Poll::Pending;
         }
         let taken = this.received.len().min(buffer.remaining());
         buffer.put_slice(this.received.get(..taken).unwrap_or_default());

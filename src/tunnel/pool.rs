@@ -11,10 +11,12 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::{Parts, Seat, Waiting};
+use crate::backoff::Bounds;
 use crate::clock::now;
 use crate::failure::{Cause, Failure};
 use crate::placement::{self, Candidate, EMPTY_FOR, Placement};
-use crate::retry::{PROVEN_AFTER, Retry};
+use crate::retry::{Next, PROVEN_AFTER, Retry};
+use crate::secret::SecretSource;
 use crate::session::{self, Command, Exit, Handle};
 use crate::settings::plan::{IdentityPlan, TrustPlan};
 use crate::stamps::Stamps;
@@ -63,13 +65,16 @@ pub(super) struct Pool {
     changed: Arc<Notify>,
     waiting: VecDeque<Waiting>,
     next_id: u64,
-    retry: Retry,
-    /// No dial before then.
-    not_before: Instant,
+    /// The pace of dials while the tunnel is down.
+    recovery: Pace,
+    /// And while it is up: what keeps it from growing must not delay its return when it falls.
+    growth: Pace,
     /// A client was placed where it would be better off with one more session.
     grow: bool,
     /// While the bastion refuses us: the files whose change may end that.
     files: Option<(Stamps, Instant)>,
+    /// How they looked before the last dial.
+    stamps: Option<Stamps>,
     files_changed: Arc<Notify>,
     state: TunnelState,
     /// The state differs from the published one.
@@ -77,9 +82,28 @@ pub(super) struct Pool {
     warned: Option<(Cause, Instant)>,
 }
 
+/// When the bastion may be dialled.
+struct Pace {
+    retry: Retry,
+    not_before: Instant,
+}
+
+impl Pace {
+    fn new(bounds: Bounds) -> Self {
+        Self { retry: Retry::new(bounds), not_before: Instant::now() }
+    }
+
+    /// Takes note of a failure, and sets the time of the next dial.
+    fn after(&mut self, cause: Cause) -> Next {
+        let next = self.retry.after(cause, rand::random());
+        self.not_before = Instant::now() + next.after;
+        next
+    }
+}
+
 impl Pool {
     pub(super) fn new(parts: Parts, publish: watch::Sender<Arc<TunnelState>>) -> Self {
-        let retry = Retry::new(parts.plan.reconnect);
+        let bounds = parts.plan.reconnect;
         let state = TunnelState { down_since: Some(now()), ..TunnelState::default() };
         Self {
             parts,
@@ -89,10 +113,11 @@ impl Pool {
             changed: Arc::default(),
             waiting: VecDeque::new(),
             next_id: 1,
-            retry,
-            not_before: Instant::now(),
+            recovery: Pace::new(bounds),
+            growth: Pace::new(bounds),
             grow: false,
             files: None,
+            stamps: None,
             files_changed: Arc::default(),
             state,
             dirty: true,
@@ -108,7 +133,7 @@ impl Pool {
             Some(exit) = self.exits.join_next_with_id(), if !self.exits.is_empty() => self.session_ended(exit),
             () = self.files_changed.notified() => {
                 info!(bastion = %self.parts.plan.name, "a key or known_hosts file has changed: trying again now");
-                self.not_before = Instant::now();
+                self.recovery.not_before = Instant::now();
             }
         }
     }
@@ -221,7 +246,8 @@ impl Pool {
             proven |= slot.proven;
         }
         if proven {
-            self.retry.proven();
+            self.recovery.retry.proven();
+            self.growth.retry.proven();
         }
     }
 
@@ -270,10 +296,15 @@ impl Pool {
             self.grow = false;
             return None;
         }
-        if Instant::now() < self.not_before {
-            return Some(self.not_before);
+        let not_before = if self.is_up() { self.growth.not_before } else { self.recovery.not_before };
+        if Instant::now() < not_before {
+            return Some(not_before);
         }
         self.grow = false;
+        if self.state.last_failure.is_some() && !self.is_up() {
+            // Taken before the dial, so that what is mended meanwhile is noticed.
+            self.stamps = Some(Stamps::take(self.files_concerned()));
+        }
         let lease = self.parts.lanes.lease()?;
         let id = self.next_id;
         self.next_id += 1;
@@ -302,7 +333,7 @@ impl Pool {
             Err(error) => {
                 let text = format!("the session's task broke: {error}");
                 let failure = Failure::new(Cause::SessionProtocol, text);
-                (error.id(), Exit::Lost { failure, lived: Duration::ZERO })
+                (error.id(), Exit::Lost { failure, lived: Duration::ZERO, clients: 0 })
             }
         };
         let Some(index) = self.slots.iter().position(|slot| slot.task == task) else { return };
@@ -311,9 +342,8 @@ impl Pool {
         self.state.stalled_before += slot.handle.state.borrow().load.stalled(Instant::now().into_std());
         match exit {
             Exit::Closed => debug!(bastion = %self.parts.plan.name, session = slot.id, "session closed"),
-            Exit::Lost { failure, lived } => {
+            Exit::Lost { failure, lived, clients } => {
                 self.parts.metrics.lost(failure.cause);
-                let clients = slot.handle.state.borrow().load.clients();
                 warn!(
                     bastion = %self.parts.plan.name,
                     session = slot.id,
@@ -326,39 +356,46 @@ impl Pool {
                     "session lost"
                 );
                 // Sessions that are lost together count as one failure of the bastion.
-                if Instant::now() >= self.not_before {
+                if self.is_up() || Instant::now() >= self.recovery.not_before {
                     self.schedule(failure.cause);
                 }
                 Incident::record(&mut self.state.last_failure, failure, now());
             }
             Exit::NotEstablished { failure, public_key } => {
                 self.parts.metrics.failed(failure.cause);
-                self.schedule(failure.cause);
+                let retry_at = self.schedule(failure.cause);
                 self.state.public_key = public_key;
                 Incident::record(&mut self.state.last_failure, failure.clone(), now());
-                self.warn_of(&failure);
+                self.warn_of(&failure, retry_at);
             }
         }
     }
 
     /// Decides when the bastion is dialled again.
-    fn schedule(&mut self, cause: Cause) {
-        let next = self.retry.after(cause, rand::random());
-        let at = now();
-        self.not_before = Instant::from_std(at.instant) + next.after;
-        self.state.next_attempt =
-            Some(Moment { instant: self.not_before.into_std(), wall: at.wall + next.after });
-        if next.refusing && !self.state.refusing {
-            self.files = Some((Stamps::take(self.files_concerned()), Instant::now() + LOOK_AT_FILES_EVERY));
-        } else if !next.refusing {
-            self.files = None;
+    fn schedule(&mut self, cause: Cause) -> Instant {
+        if self.is_up() {
+            self.growth.after(cause);
+            return self.growth.not_before;
         }
+        let at = now();
+        let next = self.recovery.after(cause);
+        let not_before = self.recovery.not_before;
+        self.state.next_attempt = Some(Moment { instant: not_before.into_std(), wall: at.wall + next.after });
+        self.files = match (self.files.take(), self.stamps.take()) {
+            _ if !next.refusing => None,
+            (Some(watched), _) => Some(watched),
+            (None, stamps) => {
+                let stamps = stamps.unwrap_or_else(|| Stamps::take(self.files_concerned()));
+                Some((stamps, Instant::now() + LOOK_AT_FILES_EVERY))
+            }
+        };
         self.state.refusing = next.refusing;
+        not_before
     }
 
     /// One warning when a bastion begins to fail in a new way, and a reminder now and then.
-    fn warn_of(&mut self, failure: &Failure) {
-        let retry_in_s = (self.not_before.duration_since(Instant::now()).as_secs_f64() * 10.0).round() / 10.0;
+    fn warn_of(&mut self, failure: &Failure, retry_at: Instant) {
+        let retry_in_s = (retry_at.duration_since(Instant::now()).as_secs_f64() * 10.0).round() / 10.0;
         let known =
             self.warned.is_some_and(|(cause, at)| cause == failure.cause && at.elapsed() < REMIND_EVERY);
         let (bastion, refusing) = (&self.parts.plan.name, self.state.refusing);
@@ -379,6 +416,9 @@ impl Pool {
             IdentityPlan::Files(files) => files.clone(),
             IdentityPlan::Own { path, .. } => vec![path.clone()],
         };
+        if let Some(SecretSource::File(path)) = &plan.passphrase {
+            files.push(path.clone());
+        }
         match &plan.trust {
             TrustPlan::Files(known) | TrustPlan::Defaults(known) => files.extend(known.iter().cloned()),
             TrustPlan::Pins(_) => {}
@@ -409,23 +449,35 @@ impl Pool {
         let (now, was_up, up) = (now(), self.state.is_up(), self.is_up());
         self.state.sessions = self.slots.iter().map(Slot::state).collect();
         self.state.uptime.set(up, now);
+        if was_up && !up {
+            self.note_silence();
+        }
         self.report_change(was_up, up);
         if up {
             self.state.down_since = None;
             self.state.refusing = false;
             self.state.public_key = None;
             self.files = None;
-            self.warned = None;
         } else {
             self.state.down_since.get_or_insert(now);
         }
         self.publish.send_replace(Arc::new(self.state.clone()));
     }
 
-    fn report_change(&self, was_up: bool, up: bool) {
+    /// The tunnel is down before any session is lost: the last one does not answer any more.
+    fn note_silence(&mut self) {
+        if self.slots.iter().any(|slot| slot.state().phase == SessionPhase::Suspect) {
+            let text = format!("{} has not answered a ping for 10 s", self.parts.plan.at);
+            let failure = Failure::new(Cause::SessionKeepaliveTimeout, text);
+            Incident::record(&mut self.state.last_failure, failure, now());
+        }
+    }
+
+    fn report_change(&mut self, was_up: bool, up: bool) {
         let bastion = &self.parts.plan.name;
         match (was_up, up) {
             (false, true) => {
+                self.warned = None;
                 let down_s = self.state.down_since.map(|since| since.instant.elapsed().as_secs());
                 info!(%bastion, down_s, "tunnel up");
             }

@@ -50,7 +50,7 @@ fn bastions_that_speak_nonsense() {
         (b"SSH-2.0-silent\r\n", b"", "kex", "timeout"),
     ] {
         let config = format!(
-            "{}connect_timeout = \"1s\"\n{}",
+            "{}connect_timeout = \"1s\"\nreconnect = {{ max = \"200ms\" }}\n{}",
             bastion.section("prod", chatterbox(first, then)),
             Postgres::shared().unprobed_section("analytics", "prod")
         );
@@ -59,6 +59,11 @@ fn bastions_that_speak_nonsense() {
         assert_eq!(event["phase"], phase, "{event}");
         assert_eq!(event["reason"], reason, "{event}");
         eventually("it is tried again", || (failures(&daemon) >= 3.0).then_some(()));
+        let descriptors = descriptors(&daemon);
+        eventually("it is tried a few times more", || (failures(&daemon) >= 7.0).then_some(()));
+        eventually("the connections are closed", || {
+            (self::descriptors(&daemon) <= descriptors).then_some(())
+        });
         is_well(&daemon);
     }
 }
@@ -116,6 +121,10 @@ fn http_clients_that_hold_every_connection_and_read_nothing() {
     for _ in 0..20 {
         is_well(&daemon);
     }
+}
+
+fn descriptors(daemon: &Daemon) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
 }
 
 fn failures(daemon: &Daemon) -> f64 {

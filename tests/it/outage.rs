@@ -99,6 +99,108 @@ fn sshd_killed_and_started_again_under_a_stream_of_clients() {
     assert_eq!(event["user"], whoami(), "{event}");
 }
 
+#[test]
+fn what_kept_a_tunnel_from_growing_does_not_keep_it_down() {
+    let bastion = Bastion::start();
+    let config = format!(
+        "{}{}",
+        bastion.section("prod", bastion.port),
+        Postgres::shared().section("analytics", "prod")
+    );
+    let daemon = Daemon::start(&config);
+    daemon.wait_up("prod");
+    let authorized = std::fs::read_to_string(bastion.path("authorized_keys")).unwrap();
+    bastion.authorize("");
+    let (address, runtime) = (daemon.address("analytics"), runtime());
+    let _clients: Vec<_> = (0..2).map(|_| runtime.block_on(connect(address)).unwrap()).collect();
+    let refused = "session_failures_total{bastion=\"prod\",phase=\"auth\",reason=\"rejected\"}";
+    // Each new client finds no empty session, so that one more is dialled.
+    eventually("the bastion has refused to let another session in, as often as is tried", || {
+        assert_eq!(runtime.block_on(job(address)), Job::Done);
+        (daemon.metric(refused) >= 3.0).then_some(())
+    });
+    assert!(daemon.bastion("prod")["up"].as_bool().unwrap());
+    bastion.authorize(authorized.trim());
+    bastion.kill_sessions();
+    eventually("the session is lost", || {
+        (daemon.metric("session_losses_total{bastion=\"prod\",reason=\"closed_by_bastion\"}")
+            + daemon.metric("session_losses_total{bastion=\"prod\",reason=\"reset\"}")
+            >= 1.0)
+            .then_some(())
+    });
+    assert_eq!(runtime.block_on(job(address)), Job::Done);
+}
+
+/// A database that takes no connection and refuses none, as behind a security group: its queue is full.
+struct Swallower {
+    _listener: socket2::Socket,
+    _queued: Vec<socket2::Socket>,
+    port: u16,
+}
+
+impl Swallower {
+    fn start() -> Self {
+        use socket2::{Domain, SockAddr, Socket, Type};
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+        listener.bind(&SockAddr::from(any)).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let queue = || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.connect(&address);
+            socket
+        };
+        let port = address.as_socket().unwrap().port();
+        Self { _listener: listener, _queued: (0..4).map(|_| queue()).collect(), port }
+    }
+
+    /// Connections that are still being made to it.
+    fn attempts(&self) -> usize {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let to = format!("0100007F:{:04X} 02 ", self.port);
+        table.lines().filter(|line| line.contains(&to)).count()
+    }
+}
+
+#[test]
+fn a_database_that_swallows_every_attempt_is_not_drowned_in_them() {
+    let bastion = Bastion::start();
+    let swallower = Swallower::start();
+    let before = swallower.attempts();
+    let database = Postgres::shared().unprobed_section("analytics", "prod");
+    let database = database
+        .replace(&format!("port = {}", Postgres::shared().port), &format!("port = {}", swallower.port));
+    let daemon = Daemon::start(&format!(
+        "{}open_timeout = \"500ms\"\n{database}hold = {{ timeout = \"6s\" }}\n",
+        bastion.section("prod", bastion.port)
+    ));
+    daemon.wait_up("prod");
+    let address = daemon.address("analytics");
+    let runtime = runtime();
+    let jobs: Vec<_> = (0..30).map(|_| runtime.spawn(job(address))).collect();
+    let mut most = 0;
+    for asked in jobs {
+        while !asked.is_finished() {
+            most = most.max(swallower.attempts() - before);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let Job::Unanswered(error) = runtime.block_on(asked).unwrap() else { panic!("it was answered") };
+        assert!(error.contains("channel timeout"), "{error}");
+    }
+    // Each client's first attempt, and those of a few at a time afterwards; every client for itself would make 300.
+    assert!(most <= 30 + 4 * 12, "{most} attempts at a time");
+    let failed = "client_connections_total{database=\"analytics\",outcome=\"open_failed\"}";
+    assert_eq!(daemon.metric(failed), 30.0);
+    // Who leaves meanwhile is noticed.
+    drop(std::net::TcpStream::connect(address).unwrap());
+    eventually("nobody is there", || {
+        let database = daemon.database("analytics");
+        (database["clients_active"] == 0 && database["clients_held"] == 0).then_some(())
+    });
+}
+
 /// Who runs this test, and so its clients.
 fn whoami() -> String {
     nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name
