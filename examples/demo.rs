@@ -73,8 +73,8 @@ fn run() -> Outcome {
     machine.start()?;
     runtime.spawn(serve_database(database));
     let settings = configure(directory.path(), &machine)?;
-    if let Some(level) = std::env::var("RUST_LOG").ok().filter(|level| !level.is_empty()) {
-        telemetry::start(&settings.plan.log, Some(&level))?;
+    if std::env::var_os("RUST_LOG").is_some_and(|level| !level.is_empty()) {
+        telemetry::start(&settings.plan.log)?;
     }
     let lanes = Arc::new(Lanes::start(settings.plan.daemon.threads)?);
     let result = runtime.block_on(perform(&settings, &lanes, &mut machine, interrupts));
@@ -85,7 +85,7 @@ fn run() -> Outcome {
 
 /// Writes and loads what a bastion and a database need, and three keys more: a demo has no time for `drain_timeout`
 /// and `reconnect` as they are by default, and a second session could die of something less plain than the first.
-/// The environment is left out, since it is meant for a real daemon.
+/// The environment is left out but for `RUST_LOG`, since it is meant for a real daemon.
 fn configure(directory: &Path, machine: &Machine) -> Outcome<Settings> {
     let path = directory.join("tunnelkeeper.toml");
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
@@ -117,7 +117,9 @@ fn configure(directory: &Path, machine: &Machine) -> Outcome<Settings> {
         database_port = machine.guard.database.port(),
     )?;
     let uid = nix::unistd::geteuid().as_raw();
-    let surroundings = Surroundings { uid, config_option: Some(path), ..Surroundings::default() };
+    let variables = std::env::var_os("RUST_LOG").map(|level| ("RUST_LOG".to_owned(), level));
+    let surroundings =
+        Surroundings { variables: variables.into_iter().collect(), uid, config_option: Some(path) };
     settings::load(&surroundings).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         lines.join("\n").into()

@@ -159,36 +159,29 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
         }
         Command::Keygen { bastion, force } => keygen::keygen(&load(&surroundings)?, &bastion, force, out),
         Command::Status { names, daemon, format } => {
-            let url = daemon.url.or_else(|| surroundings.variables.get("TUNNELKEEPER_URL").cloned());
+            let variable = surroundings.variables.get("TUNNELKEEPER_URL").filter(|url| !url.is_empty());
+            let url = daemon.url.or_else(|| variable.map(|url| url.to_string_lossy().into_owned()));
             status::status(url.as_deref(), &names, format, out)
         }
     }
 }
 
 fn surroundings(config_option: Option<PathBuf>) -> Surroundings {
-    let unicode =
-        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let named = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value));
     Surroundings {
-        variables: std::env::vars_os().filter_map(unicode).collect(),
+        variables: std::env::vars_os().filter_map(named).collect(),
         uid: nix::unistd::geteuid().as_raw(),
         config_option,
     }
 }
 
 fn load(surroundings: &Surroundings) -> Result<Settings, Stop> {
-    let settings = settings::load(surroundings).map_err(Stop::Configuration)?;
-    if let Err(text) = telemetry::check_level(&settings.plan.log.level) {
-        let effective = settings.effective.iter().find(|effective| effective.key == "log.level");
-        let source = effective.map(|effective| effective.source.clone()).unwrap_or_default();
-        return Err(Stop::Configuration(vec![Problem { source, key: "log.level".to_owned(), text }]));
-    }
-    Ok(settings)
+    settings::load(surroundings).map_err(Stop::Configuration)
 }
 
 fn run(surroundings: &Surroundings) -> Result<(), Stop> {
     let settings = load(surroundings)?;
-    let level = surroundings.variables.get("RUST_LOG").map(String::as_str).filter(|level| !level.is_empty());
-    telemetry::start(&settings.plan.log, level).map_err(|text| Stop::Failed(format!("RUST_LOG: {text}")))?;
+    telemetry::start(&settings.plan.log).map_err(Stop::Failed)?;
     app::run(&settings).map_err(|error| Stop::Failed(error.to_string()))
 }
 

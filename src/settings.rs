@@ -12,19 +12,20 @@ mod sources;
 mod values;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
 pub use plan::Plan;
 pub use sources::DEFAULT_FILE;
-pub use values::show_duration;
+pub use values::{LogFilter, show_duration};
 
 /// What the configuration may depend on besides its files. Passed in, so that tests do not share a process-wide
 /// environment.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
-    /// Environment variables; those that are not Unicode are left out.
-    pub variables: BTreeMap<String, String>,
+    /// Environment variables; one whose name is not Unicode is none of ours.
+    pub variables: BTreeMap<String, OsString>,
     /// The daemon's effective user.
     pub uid: u32,
     /// The file named with `--config`.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use super::plan::{DaemonPlan, HttpPlan, LogFormat, LogPlan};
 use super::reader::{Report, Section};
-use super::values::{Bytes, ListenOrOff, Whole};
+use super::sources::ENVIRONMENT;
+use super::values::{Bytes, ListenOrOff, LogFilter, Setting, Whole};
+use super::{Effective, Problem};
 
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9822);
 
@@ -20,9 +22,29 @@ pub(super) fn read_http(mut section: Section, report: &mut Report) -> Option<Htt
 
 pub(super) fn read_log(mut section: Section, report: &mut Report) -> Option<LogPlan> {
     let format = section.get_or("format", LogFormat::Auto, report);
-    let level = section.get_or("level", "info".to_owned(), report);
+    let level = section.get_or("level", LogFilter::default(), report);
     section.finish(report);
-    Some(LogPlan { format, level })
+    Some(LogPlan { format, level: read_rust_log(report).unwrap_or(level) })
+}
+
+/// The variable by which a filter is usually set wins over the key.
+fn read_rust_log(report: &mut Report) -> Option<LogFilter> {
+    let text = report.rust_log.take()?;
+    match text.to_str().ok_or_else(|| "is not text: write it in UTF-8".to_owned()).and_then(LogFilter::parse)
+    {
+        Ok(filter) => {
+            let key = "log.level".to_owned();
+            report.effective.retain(|effective| effective.key != key);
+            let source = format!("{ENVIRONMENT} (RUST_LOG)");
+            report.effective.push(Effective { key, value: filter.show(), source });
+            Some(filter)
+        }
+        Err(text) => {
+            let (source, key) = (ENVIRONMENT.to_owned(), "RUST_LOG".to_owned());
+            report.problems.push(Problem { source, key, text });
+            None
+        }
+    }
 }
 
 pub(super) fn read_daemon(mut section: Section, report: &mut Report) -> Option<DaemonPlan> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::reader::Report;
-use super::{Note, Problem};
+use super::{LogFilter, Note, Problem};
 use crate::backoff::Bounds;
 use crate::host_keys::Fingerprint;
 use crate::ids::{HostPort, Name};
@@ -56,8 +56,8 @@ super::values::words!(LogFormat { "auto" => Self::Auto, "text" => Self::Text, "j
 pub struct LogPlan {
     /// How lines look.
     pub format: LogFormat,
-    /// A tracing filter, such as `info` or `tunnelkeeper=debug`.
-    pub level: String,
+    /// Whose events are logged, from which level on.
+    pub level: LogFilter,
 }
 
 /// The daemon's own limits.

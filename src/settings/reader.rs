@@ -2,6 +2,8 @@
 //! `config show`, and collects every problem instead of stopping at the first.
 
 use std::collections::BTreeMap;
+use std::env::split_paths;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use config::{Value, ValueKind};
@@ -21,23 +23,22 @@ pub(super) struct Report {
     pub(super) readable_by_others: Option<PathBuf>,
     pub(super) home: Option<PathBuf>,
     pub(super) state_directory: Option<PathBuf>,
+    pub(super) rust_log: Option<OsString>,
 }
 
 impl Report {
     pub(super) fn new(surroundings: &Surroundings, readable_by_others: Option<PathBuf>) -> Self {
-        let path = |name: &str| {
-            surroundings.variables.get(name).filter(|value| !value.is_empty()).map(PathBuf::from)
-        };
+        let variable = |name: &str| surroundings.variables.get(name).filter(|value| !value.is_empty());
         // systemd separates several state directories by colons; the first is ours.
-        let state_directory =
-            surroundings.variables.get("STATE_DIRECTORY").and_then(|list| list.split(':').next());
+        let state_directory = variable("STATE_DIRECTORY").and_then(|list| split_paths(list).next());
         Self {
             problems: Vec::new(),
             effective: Vec::new(),
             notes: Vec::new(),
             readable_by_others,
-            home: path("HOME"),
-            state_directory: state_directory.filter(|dir| !dir.is_empty()).map(PathBuf::from),
+            home: variable("HOME").map(PathBuf::from),
+            state_directory: state_directory.filter(|dir| !dir.as_os_str().is_empty()),
+            rust_log: variable("RUST_LOG").cloned(),
         }
     }
 

@@ -18,6 +18,9 @@ pub const DEFAULT_FILE: &str = "/etc/tunnelkeeper/tunnelkeeper.toml";
 /// The `config` crate's name for values that came from environment variables.
 pub(super) const ENVIRONMENT: &str = "the environment";
 
+/// How the names of variables that give keys begin, as the `config` crate compares them.
+const PREFIX: &str = "tunnelkeeper__";
+
 /// Far more than any real configuration.
 const MAX_FILE_LEN: u64 = 1 << 20;
 
@@ -49,7 +52,7 @@ pub(super) fn merge(surroundings: &Surroundings) -> Merged {
     let environment = Environment::with_prefix("TUNNELKEEPER")
         .prefix_separator("__")
         .separator("__")
-        .source(Some(surroundings.variables.clone().into_iter().collect()));
+        .source(Some(variables(surroundings, &mut merged.problems)));
     let mut builder = Config::builder();
     let mut defined = BTreeMap::new();
     for path in files(surroundings, &mut merged.problems) {
@@ -66,6 +69,21 @@ pub(super) fn merge(surroundings: &Surroundings) -> Merged {
         }
     }
     merged
+}
+
+/// The variables that give keys.
+fn variables(surroundings: &Surroundings, problems: &mut Vec<Problem>) -> Map<String, String> {
+    let mut variables = Map::new();
+    let ours = |(name, _): &(&String, _)| name.to_lowercase().starts_with(PREFIX);
+    for (name, value) in surroundings.variables.iter().filter(ours) {
+        if let Some(text) = value.to_str() {
+            variables.insert(name.clone(), text.to_owned());
+        } else {
+            let (source, key) = (ENVIRONMENT.to_owned(), name.clone());
+            problems.push(Problem { source, key, text: "is not text: write it in UTF-8".to_owned() });
+        }
+    }
+    variables
 }
 
 fn problem(path: &Path, text: impl Into<String>) -> Problem {

@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -50,7 +51,7 @@ impl Case {
     }
 
     fn env(mut self, name: &str, value: &str) -> Self {
-        self.surroundings.variables.insert(name.to_owned(), value.to_owned());
+        self.surroundings.variables.insert(name.to_owned(), value.into());
         self
     }
 
@@ -172,7 +173,7 @@ fn conf_d_and_the_environment_are_laid_over_the_file() {
     );
     case.write("conf.d/notes.txt", "not read");
     let settings = case.load();
-    assert_eq!(settings.plan.log.level, "debug");
+    assert_eq!(settings.plan.log.level.as_str(), "debug");
     assert_eq!(settings.plan.http.listen, None);
     assert_eq!(settings.plan.bastions[0].at.port, 2222);
     assert!(!settings.plan.daemon.generate_keys);
@@ -195,6 +196,54 @@ fn conf_d_and_the_environment_are_laid_over_the_file() {
     assert_eq!(source("bastions.prod.port"), expect("2222", "the environment"));
     assert_eq!(source("bastions.prod.connect_timeout"), expect("\"15s\"", "default"));
     assert_eq!(source("databases.one.password"), expect("\"(masked)\"", "the environment"));
+}
+
+#[test]
+fn a_log_filter_is_made_of_levels() {
+    for (level, expected) in [
+        ("warning", "\"warning\" is not a log level: did you mean \"warn\"?"),
+        ("info,hyper=ERR", "\"hyper=ERR\" is not a log level: did you mean \"error\"?"),
+        (
+            "loud",
+            "\"loud\" is not a log level: write off, error, warn, info, debug or trace, or TARGET=LEVEL",
+        ),
+        ("tunnelkeeper", "\"tunnelkeeper\" is not a log level: write off"),
+        ("info,", "\"\" is not a log level: write off"),
+        ("=info", "\"=info\" is not a log level: did you mean \"info\"?"),
+    ] {
+        let case = Case::new(&format!("nonsense = 1\n{SMALLEST}\n[log]\nlevel = \"{level}\"\n"));
+        let problems = case.problems();
+        assert!(problems.len() == 2 && problems[1].contains("nonsense"), "{problems:?}");
+        assert!(
+            problems[0].starts_with(&format!("tunnelkeeper.toml: log.level: {expected}")),
+            "{problems:?}"
+        );
+        let problems = Case::new(SMALLEST).env("RUST_LOG", level).problems();
+        assert!(problems[0].starts_with(&format!("the environment: RUST_LOG: {expected}")), "{problems:?}");
+    }
+    let text = format!("{SMALLEST}\n[log]\nlevel = \"warn\"\n");
+    assert_eq!(Case::new(&text).env("RUST_LOG", "").load().plan.log.level.as_str(), "warn");
+    let settings = Case::new(&text).env("RUST_LOG", "info, hyper=Off").load();
+    assert_eq!(settings.plan.log.level.as_str(), "info,hyper=off");
+    let shown: Vec<_> = settings.effective.iter().filter(|effective| effective.key == "log.level").collect();
+    assert!(shown.len() == 1 && shown[0].source == "the environment (RUST_LOG)", "{shown:?}");
+}
+
+#[test]
+fn the_environment_need_not_be_text_where_a_path_is_meant() {
+    let bytes = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+    let mut case = Case::new(SMALLEST);
+    case.surroundings.variables.insert("HOME".to_owned(), bytes(b"/home/\xff"));
+    case.surroundings.variables.insert("OTHER".to_owned(), bytes(b"\xff"));
+    let named = case.dir.path().join(bytes(b"\xff.toml"));
+    fs::rename(case.surroundings.config_option.take().unwrap(), &named).unwrap();
+    case.surroundings.variables.insert("TUNNELKEEPER_CONFIG".to_owned(), named.clone().into());
+    assert_eq!(case.load().files, [named]);
+    case.surroundings.variables.insert("TUNNELKEEPER__HTTP__LISTEN".to_owned(), bytes(b"\xff"));
+    assert_eq!(
+        case.problems(),
+        ["the environment: TUNNELKEEPER__HTTP__LISTEN: is not text: write it in UTF-8"]
+    );
 }
 
 #[test]

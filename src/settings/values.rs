@@ -66,6 +66,65 @@ impl Setting for bool {
     }
 }
 
+/// What is logged: the events from a level on, of all targets or of some.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+impl LogFilter {
+    /// Reads levels separated by commas, each for all targets or as `target=level` for one.
+    ///
+    /// # Errors
+    /// Says in one sentence what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let parts: Result<Vec<String>, String> =
+            text.split(',').map(str::trim).map(log_filter_part).collect();
+        parts.map(|parts| Self(parts.join(",")))
+    }
+
+    /// As a tracing filter.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
+/// Tracing itself would take a word that is no level for a target, and log nothing of all others.
+fn log_filter_part(part: &str) -> Result<String, String> {
+    let (target, word) =
+        part.rsplit_once('=').map_or((None, part), |(target, word)| (Some(target.trim()), word.trim()));
+    let word = word.to_ascii_lowercase();
+    let is_target = |target: &str| {
+        !target.is_empty()
+            && target.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | ':' | '-' | '.'))
+    };
+    if LEVELS.contains(&word.as_str()) && target.is_none_or(is_target) {
+        return Ok(target.map_or(word.clone(), |target| format!("{target}={word}")));
+    }
+    let alike = |level: &&&str| !word.is_empty() && (word.starts_with(**level) || level.starts_with(&word));
+    let advice = match LEVELS.iter().find(alike) {
+        Some(level) => format!("did you mean \"{level}\"?"),
+        None => "write off, error, warn, info, debug or trace, or TARGET=LEVEL".to_owned(),
+    };
+    Err(format!("\"{}\" is not a log level: {advice}", part.escape_debug()))
+}
+
+impl Setting for LogFilter {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        Self::parse(text(given, "a log level")?)
+    }
+    fn show(&self) -> String {
+        quoted(&self.0)
+    }
+}
+
 /// A whole number within bounds.
 #[derive(Clone, Copy)]
 pub(super) struct Whole<const MIN: i64, const MAX: i64>(pub(super) i64);

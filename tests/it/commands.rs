@@ -58,6 +58,10 @@ fn wrong_usage_is_two_and_a_wrong_configuration_is_seventy_eight() {
     let output = run(&config, &["config", "check"]);
     assert_eq!(output.status.code(), Some(78));
     assert!(err(&output).contains("log.level: \"tunnelkeeper=loud\" is not a log level"), "{output:?}");
+    let (_dir, config) = configured(SMALL);
+    let output = command(&config, &["run"]).env("RUST_LOG", "warning").output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert!(err(&output).starts_with("tunnelkeeper: the environment: RUST_LOG: \"warning\""), "{output:?}");
     let output = run(Path::new("/nonexistent/tunnelkeeper.toml"), &["run"]);
     assert_eq!(output.status.code(), Some(78));
     assert!(
