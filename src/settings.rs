@@ -9,6 +9,7 @@ mod database;
 pub mod plan;
 mod reader;
 mod sources;
+mod together;
 mod values;
 
 use std::collections::BTreeMap;
@@ -92,11 +93,10 @@ impl fmt::Display for Problem {
 /// # Errors
 /// Every problem found, in the order of the files and keys; nothing is applied then.
 pub fn load(surroundings: &Surroundings) -> Result<Settings, Vec<Problem>> {
-    let sources::Merged { root, files, readable_by_others, mut problems } = sources::merge(surroundings);
-    let mut report = reader::Report::new(surroundings, readable_by_others);
+    let sources::Merged { root, files, readable_by_others, problems } = sources::merge(surroundings);
+    let mut report = reader::Report::new(surroundings, readable_by_others, problems);
     let plan = read_plan(root, &mut report);
-    let reader::Report { problems: found, effective, notes, .. } = report;
-    problems.extend(found);
+    let reader::Report { problems, effective, notes, .. } = report;
     match plan {
         Some(plan) if problems.is_empty() => Ok(Settings { plan, effective, notes, files }),
         _ => Err(problems),
@@ -123,15 +123,12 @@ fn read_plan(root: reader::Table, report: &mut reader::Report) -> Option<Plan> {
         .into_iter()
         .map(|(name, section)| database::read(name, section, &bastion_names, report))
         .collect();
+    together::refuse_shared_addresses(report);
     // Every reader has reported its problems by now; a part that is missing comes with at least one.
-    let plan = Plan {
-        http: http?,
-        log: log?,
-        daemon: daemon?,
-        bastions: bastions.into_iter().collect::<Option<_>>()?,
-        databases: databases.into_iter().collect::<Option<_>>()?,
-    };
-    plan.check_together(report);
+    let bastions = bastions.into_iter().collect::<Option<_>>()?;
+    let databases = databases.into_iter().collect::<Option<_>>()?;
+    let plan = Plan { http, log, daemon, bastions, databases };
+    together::look_for_work(&plan, report);
     Some(plan)
 }
 

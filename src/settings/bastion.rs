@@ -18,7 +18,7 @@ type PoolSize = Whole<1, 64>;
 pub(super) fn read(
     name: Name,
     mut section: Section,
-    daemon: &Option<DaemonPlan>,
+    daemon: &DaemonPlan,
     report: &mut Report,
 ) -> Option<Arc<BastionPlan>> {
     let host: Option<Host> = section.require("host", report);
@@ -52,18 +52,17 @@ pub(super) fn read(
 fn read_identity(
     name: &Name,
     section: &mut Section,
-    daemon: &Option<DaemonPlan>,
+    daemon: &DaemonPlan,
     report: &mut Report,
 ) -> Option<IdentityPlan> {
     if section.has("identity") {
         return section.get("identity", report).map(IdentityPlan::Files);
     }
-    let daemon = daemon.as_ref()?;
     let path = section.get_or("identity", daemon.state_dir.join("keys").join(name.as_str()), report);
     Some(IdentityPlan::Own { path, generate: daemon.generate_keys })
 }
 
-fn read_trust(section: &mut Section, daemon: &Option<DaemonPlan>, report: &mut Report) -> Option<TrustPlan> {
+fn read_trust(section: &mut Section, daemon: &DaemonPlan, report: &mut Report) -> Option<TrustPlan> {
     if section.has("host_key") {
         if section.has("known_hosts") {
             report.problem(
@@ -81,7 +80,7 @@ fn read_trust(section: &mut Section, daemon: &Option<DaemonPlan>, report: &mut R
         return section.get("known_hosts", report).map(TrustPlan::Files);
     }
     let mut defaults =
-        vec![PathBuf::from("/etc/tunnelkeeper/known_hosts"), daemon.as_ref()?.state_dir.join("known_hosts")];
+        vec![PathBuf::from("/etc/tunnelkeeper/known_hosts"), daemon.state_dir.join("known_hosts")];
     defaults.extend(report.home.as_ref().map(|home| home.join(".ssh/known_hosts")));
     Some(TrustPlan::Defaults(section.get_or("known_hosts", defaults, report)))
 }

@@ -13,18 +13,21 @@ use super::{Effective, Problem};
 
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9822);
 
-pub(super) fn read_http(mut section: Section, report: &mut Report) -> Option<HttpPlan> {
+pub(super) fn read_http(mut section: Section, report: &mut Report) -> HttpPlan {
     let ListenOrOff(listen) = section.get_or("listen", ListenOrOff(Some(DEFAULT_HTTP)), report);
+    if let Some(address) = listen {
+        report.listener(&section, "listen", address);
+    }
     let allow_remote_status = section.get_or("allow_remote_status", false, report);
     section.finish(report);
-    Some(HttpPlan { listen, allow_remote_status })
+    HttpPlan { listen, allow_remote_status }
 }
 
-pub(super) fn read_log(mut section: Section, report: &mut Report) -> Option<LogPlan> {
+pub(super) fn read_log(mut section: Section, report: &mut Report) -> LogPlan {
     let format = section.get_or("format", LogFormat::Auto, report);
     let level = section.get_or("level", LogFilter::default(), report);
     section.finish(report);
-    Some(LogPlan { format, level: read_rust_log(report).unwrap_or(level) })
+    LogPlan { format, level: read_rust_log(report).unwrap_or(level) }
 }
 
 /// The variable by which a filter is usually set wins over the key.
@@ -47,7 +50,7 @@ fn read_rust_log(report: &mut Report) -> Option<LogFilter> {
     }
 }
 
-pub(super) fn read_daemon(mut section: Section, report: &mut Report) -> Option<DaemonPlan> {
+pub(super) fn read_daemon(mut section: Section, report: &mut Report) -> DaemonPlan {
     let default_dir =
         report.state_directory.clone().unwrap_or_else(|| PathBuf::from("/var/lib/tunnelkeeper"));
     let cores = available_parallelism().map_or(1, |cores| i64::try_from(cores.get()).unwrap_or(1));
@@ -64,5 +67,5 @@ pub(super) fn read_daemon(mut section: Section, report: &mut Report) -> Option<D
         );
     }
     section.finish(report);
-    Some(DaemonPlan { state_dir, generate_keys, drain_timeout, threads: threads.size(), buffer_memory })
+    DaemonPlan { state_dir, generate_keys, drain_timeout, threads: threads.size(), buffer_memory }
 }

@@ -31,19 +31,18 @@ pub(super) fn read(
 ) -> Option<Arc<DatabasePlan>> {
     let bastion = read_bastion(&mut section, bastions, report);
     let host: Option<Host> = section.require("host", report);
-    let kind = read_kind(&mut section, host.as_ref().map_or("", |host| &host.0), report);
+    let kind = read_kind(&mut section, host.as_ref(), report);
     let port: Port = section.get_or("port", Whole(5432), report);
     let forward = read_forward(&mut section, report);
     let login = read_login(&mut section, report);
     let tls = read_tls(kind, &mut section, report);
-    let host = host?.0;
-    let probe = read_probe(kind, &host, login, tls, &mut section, report);
+    let probe = read_probe(kind, host.as_ref(), login, tls, &mut section, report);
     section.finish(report);
     Some(Arc::new(DatabasePlan {
         name,
         bastion: bastion?,
-        kind,
-        target: HostPort::new(&host, port.port()),
+        kind: kind?,
+        target: HostPort::new(&host?.0, port.port()),
         forward: forward?,
         probe,
     }))
@@ -61,19 +60,19 @@ fn read_bastion(section: &mut Section, bastions: &[Name], report: &mut Report) -
     None
 }
 
-fn read_kind(section: &mut Section, host: &str, report: &mut Report) -> Kind {
+/// None where neither of the two keys says it.
+fn read_kind(section: &mut Section, host: Option<&Host>, report: &mut Report) -> Option<Kind> {
+    let Some(Host(host)) = host.filter(|_| !section.has("kind")) else { return section.get("kind", report) };
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let is_rds = host.ends_with(".rds.amazonaws.com") || host.ends_with(".rds.amazonaws.com.cn");
     let inferred = if is_rds { Kind::Rds } else { Kind::Postgres };
     let unsupported = UNSUPPORTED_HOSTS.iter().find(|(suffix, _)| host.ends_with(suffix));
-    if let Some((_, service)) = unsupported
-        && !section.has("kind")
-    {
+    if let Some((_, service)) = unsupported {
         let text =
             format!("is {service}, which this version cannot probe without cost: it is not supported yet");
         report.problem(section, "host", text);
     }
-    section.get_or("kind", inferred, report)
+    Some(section.get_or("kind", inferred, report))
 }
 
 fn read_forward(section: &mut Section, report: &mut Report) -> Option<ForwardPlan> {
@@ -81,6 +80,9 @@ fn read_forward(section: &mut Section, report: &mut Report) -> Option<ForwardPla
     let allow_remote_clients = section.get_or("allow_remote_clients", false, report);
     let listen: Option<Vec<_>> =
         listen.map(|list| list.into_iter().map(|ListenAddress(address)| address).collect());
+    for address in listen.iter().flatten() {
+        report.listener(section, "listen", *address);
+    }
     let remote = listen.iter().flatten().find(|address| !address.ip().is_loopback());
     if let (Some(address), false) = (remote, allow_remote_clients) {
         let text = format!(
@@ -122,20 +124,21 @@ fn read_login(section: &mut Section, report: &mut Report) -> Option<LoginPlan> {
     Some(LoginPlan { user: user?, password, database })
 }
 
-fn read_tls(kind: Kind, section: &mut Section, report: &mut Report) -> TlsPlan {
+fn read_tls(kind: Option<Kind>, section: &mut Section, report: &mut Report) -> TlsPlan {
     let mut tls = section.section("tls", report);
     let default = match kind {
-        Kind::Postgres => TlsMode::Prefer,
-        Kind::Rds if tls.has("ca") => TlsMode::VerifyFull,
-        Kind::Rds => TlsMode::Require,
+        Some(Kind::Rds) if tls.has("ca") => TlsMode::VerifyFull,
+        Some(Kind::Rds) => TlsMode::Require,
+        Some(Kind::Postgres) | None => TlsMode::Prefer,
     };
     let mode = tls.get_or("mode", default, report);
     let ca = tls.get("ca", report);
     let allow_unverified = tls.get_or("allow_unverified", false, report);
-    if ca.is_some() && !mode.verifies() {
+    let mode_is_known = kind.is_some() || tls.has("mode");
+    if ca.is_some() && !mode.verifies() && mode_is_known {
         report.problem(&tls, "ca", "is of no use with this tls.mode: write mode = \"verify-full\"");
     }
-    if kind == Kind::Rds && !tls.has("mode") && !tls.has("ca") {
+    if kind == Some(Kind::Rds) && !tls.has("mode") && !tls.has("ca") {
         let text = format!("the probe does not verify this database: fetch {RDS_BUNDLE} and name it here");
         report.note(&tls, "ca", text);
     }
@@ -144,8 +147,8 @@ fn read_tls(kind: Kind, section: &mut Section, report: &mut Report) -> TlsPlan {
 }
 
 fn read_probe(
-    kind: Kind,
-    host: &str,
+    kind: Option<Kind>,
+    host: Option<&Host>,
     login: Option<LoginPlan>,
     tls: TlsPlan,
     section: &mut Section,
@@ -154,11 +157,12 @@ fn read_probe(
     let mut probe = section.section("probe", report);
     let default_level = if login.is_some() { ProbeLevel::Query } else { ProbeLevel::Tls };
     let level = probe.get_or("level", default_level, report);
-    if level >= ProbeLevel::Login && login.is_none() {
+    if level >= ProbeLevel::Login && login.is_none() && !section.has("user") {
         report.problem(&probe, "level", "needs the database's `user` (and mostly `password`) to log in with");
     }
     // An Aurora cluster may be set to scale to zero, which a probe that always runs would prevent.
-    let may_sleep = kind == Kind::Rds && host.contains(".cluster-");
+    let is_cluster = |Host(host): &Host| host.to_ascii_lowercase().contains(".cluster-");
+    let may_sleep = kind == Some(Kind::Rds) && host.is_some_and(is_cluster);
     let default_when = if may_sleep { ProbeWhen::Active } else { ProbeWhen::Always };
     if may_sleep && !probe.has("when") {
         let text = "this Aurora cluster is probed only while clients are active, since it may scale to zero: write \

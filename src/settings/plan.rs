@@ -1,13 +1,11 @@
 //! What the daemon shall do, in checked and typed form. Each unit gets its slice of it, never the whole.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::reader::Report;
-use super::{LogFilter, Note, Problem};
+use super::LogFilter;
 use crate::backoff::Bounds;
 use crate::host_keys::Fingerprint;
 use crate::ids::{HostPort, Name};
@@ -307,39 +305,4 @@ pub struct TlsPlan {
     pub ca: Option<PathBuf>,
     /// Send a clear-text password though the server's identity is not proved.
     pub allow_unverified: bool,
-}
-
-impl Plan {
-    /// Checks what no section can check by itself.
-    pub(super) fn check_together(&self, report: &mut Report) {
-        if self.databases.is_empty() {
-            report.problems.push(Problem {
-                source: String::new(),
-                key: "databases".to_owned(),
-                text: "there is nothing to do: describe at least one bastion as [bastions.NAME] and one database \
-                       as [databases.NAME]"
-                    .to_owned(),
-            });
-        }
-        let mut taken: BTreeMap<SocketAddr, String> = BTreeMap::new();
-        let http = self.http.listen.map(|address| (address, "http.listen".to_owned()));
-        let forwards = self.databases.iter().flat_map(|database| {
-            let key = format!("databases.{}.listen", database.name);
-            database.forward.listen.iter().map(move |address| (*address, key.clone()))
-        });
-        for (address, key) in http.into_iter().chain(forwards).filter(|(address, _)| address.port() != 0) {
-            if let Some(other) = taken.insert(address, key.clone()) {
-                let text = format!("{address} is taken by {other} already");
-                report.problems.push(Problem { source: String::new(), key, text });
-            }
-        }
-        for bastion in &self.bastions {
-            if !self.databases.iter().any(|database| database.bastion == bastion.name) {
-                report.notes.push(Note {
-                    key: format!("bastions.{}", bastion.name),
-                    text: "no database is behind this bastion".to_owned(),
-                });
-            }
-        }
-    }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::env::split_paths;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use config::{Value, ValueKind};
@@ -19,6 +20,7 @@ pub(super) struct Report {
     pub(super) problems: Vec<Problem>,
     pub(super) effective: Vec<Effective>,
     pub(super) notes: Vec<Note>,
+    pub(super) listeners: Vec<Listener>,
     /// A configuration file that others can read: no secret may be written in any.
     pub(super) readable_by_others: Option<PathBuf>,
     pub(super) home: Option<PathBuf>,
@@ -27,14 +29,20 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(surroundings: &Surroundings, readable_by_others: Option<PathBuf>) -> Self {
+    /// Begins with the problems of the sources.
+    pub(super) fn new(
+        surroundings: &Surroundings,
+        readable_by_others: Option<PathBuf>,
+        problems: Vec<Problem>,
+    ) -> Self {
         let variable = |name: &str| surroundings.variables.get(name).filter(|value| !value.is_empty());
         // systemd separates several state directories by colons; the first is ours.
         let state_directory = variable("STATE_DIRECTORY").and_then(|list| split_paths(list).next());
         Self {
-            problems: Vec::new(),
+            problems,
             effective: Vec::new(),
             notes: Vec::new(),
+            listeners: Vec::new(),
             readable_by_others,
             home: variable("HOME").map(PathBuf::from),
             state_directory: state_directory.filter(|dir| !dir.as_os_str().is_empty()),
@@ -47,9 +55,21 @@ impl Report {
         self.problems.push(Problem { source, key: section.path_of(key), text: text.into() });
     }
 
+    pub(super) fn listener(&mut self, section: &Section, key: &str, address: SocketAddr) {
+        let source = section.source_of(key).to_owned();
+        self.listeners.push(Listener { address, source, key: section.path_of(key) });
+    }
+
     pub(super) fn note(&mut self, section: &Section, key: &str, text: impl Into<String>) {
         self.notes.push(Note { key: section.path_of(key), text: text.into() });
     }
+}
+
+/// An address that is listened on, and the key that says so.
+pub(super) struct Listener {
+    pub(super) address: SocketAddr,
+    pub(super) source: String,
+    pub(super) key: String,
 }
 
 /// A value together with what reading it may need to know.

@@ -109,8 +109,9 @@ fn every_problem_is_reported_at_once_with_its_place() {
         host_key = "MD5:aa"
         [databases.prod]
         bastion = "pord"
+        hots = "db"
         host = "db:5432"
-        listen = "0.0.0.0:15432"
+        listen = ["0.0.0.0:15432", "127.0.0.1:15432"]
         hold = { timeout = "30" }
         probe = { level = "login", frequency = "1s" }
         password = "x"
@@ -130,9 +131,13 @@ fn every_problem_is_reported_at_once_with_its_place() {
         "bastions.prod.hots: unknown key: did you mean \"host\"?",
         "databases.prod.bastion: there is no [bastions.pord]: known are prod",
         "databases.prod.host: \"db:5432\" is not a host: write the port in the key `port`",
+        "databases.prod.hots: unknown key: did you mean \"host\"?",
         "databases.prod.listen: 0.0.0.0:15432 can be reached from other machines",
+        "databases.prod.listen: 127.0.0.1:15432 is taken by databases.prod.listen already (0.0.0.0:15432)",
         "databases.prod.hold.timeout: \"30\" is not a duration: write for example \"30s\"",
         "databases.prod.password: is of no use without `user`",
+        "databases.prod.probe.level: needs the database's `user`",
+        "databases.prod.probe.frequency: unknown key: known are level, when",
     ];
     let problems = case.problems();
     for text in expected {
@@ -343,7 +348,7 @@ fn kinds_come_from_the_host() {
     assert_eq!((database.kind, database.probe.tls.mode), (Kind::Rds, TlsMode::Require));
     assert!(settings.notes[0].text.contains("global-bundle.pem"), "{:?}", settings.notes);
     let settings =
-        with_host("x.cluster-abc.eu-west-1.rds.amazonaws.com", "tls = { ca = \"rds.pem\" }").load();
+        with_host("X.CLUSTER-abc.eu-west-1.RDS.amazonaws.com", "tls = { ca = \"rds.pem\" }").load();
     let probe = &settings.plan.databases[0].probe;
     assert_eq!((probe.when, probe.tls.mode), (ProbeWhen::Active, TlsMode::VerifyFull));
     assert_eq!(settings.notes.len(), 1, "{:?}", settings.notes);
@@ -361,14 +366,56 @@ fn without_a_user_the_probe_stops_at_tls() {
 
 #[test]
 fn an_address_is_used_once() {
-    let text = format!(
-        "{SMALLEST}\n[databases.two]\nbastion = \"prod\"\nhost = \"d\"\nlisten = \"127.0.0.1:15432\"\n"
-    );
-    let problems = Case::new(&text).problems();
-    assert_eq!(
-        problems,
-        ["databases.two.listen: 127.0.0.1:15432 is taken by databases.analytics.listen already"]
-    );
+    for (first, second, expected) in [
+        (
+            "127.0.0.1:1",
+            "\"127.0.0.1:1\"",
+            "127.0.0.1:1 is taken by databases.analytics.listen already: choose",
+        ),
+        (
+            "127.0.0.1:1",
+            "\"0.0.0.0:1\"",
+            "0.0.0.0:1 is taken by databases.analytics.listen already (127.0.0.1:1)",
+        ),
+        ("[::]:1", "\"[::1]:1\"", "[::1]:1 is taken by databases.analytics.listen already ([::]:1)"),
+        ("127.0.0.1:1", "[\"[::1]:2\", \"[::1]:2\"]", "[::1]:2 stands twice in this list"),
+        ("127.0.0.1:1", "\"127.0.0.1:9822\"", "127.0.0.1:9822 is taken by http.listen already: choose"),
+        ("[::]:1", "[\"0.0.0.0:1\", \"127.0.0.1:0\", \"127.0.0.1:0\"]", ""),
+    ] {
+        let text = SMALLEST.replace("127.0.0.1:15432\"", &format!("{first}\"\nallow_remote_clients = true"));
+        let case = Case::new(&text);
+        let other = "[databases.two]\nbastion = \"prod\"\nhost = \"d\"\nallow_remote_clients = true\n";
+        case.write("conf.d/a.toml", &format!("{other}listen = {second}\n"));
+        if expected.is_empty() {
+            case.load();
+        } else {
+            let problems = case.problems();
+            let full = format!("conf.d/a.toml: databases.two.listen: {expected}");
+            assert!(problems.len() == 1 && problems[0].starts_with(&full), "{problems:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_to_do_is_a_problem_of_its_own() {
+    let text = "there is nothing to do: describe at least one bastion as [bastions.NAME]";
+    let problems = Case::new("").problems();
+    assert!(problems.len() == 1 && problems[0].contains(text), "{problems:?}");
+    let problems = Case::new("[database.analytics]\n").problems();
+    assert!(problems.len() == 1 && problems[0].contains("did you mean \"databases\"?"), "{problems:?}");
+}
+
+#[test]
+fn what_follows_from_another_problem_is_none() {
+    for (wrong, expected) in [
+        ("host = \"x.rds.amazonaws.com:5432\"\ntls = { ca = \"rds.pem\" }", "databases.d.host"),
+        ("host = \"d\"\nkind = \"rsd\"\ntls = { ca = \"rds.pem\" }", "databases.d.kind"),
+        ("host = \"d\"\nuser = \"\"\nprobe = { level = \"query\" }", "databases.d.user"),
+    ] {
+        let start = "[bastions.b]\nhost = \"b\"\nuser = \"u\"\n[databases.d]\nbastion = \"b\"\nlisten = \"127.0.0.1:1\"";
+        let problems = Case::new(&format!("{start}\n{wrong}\n")).problems();
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
+    }
 }
 
 #[test]
