@@ -126,9 +126,19 @@ pub(super) fn read_positive(
     default: Duration,
     report: &mut Report,
 ) -> Duration {
+    read_at_least(Duration::from_millis(1), section, key, default, report)
+}
+
+pub(super) fn read_at_least(
+    least: Duration,
+    section: &mut Section,
+    key: &'static str,
+    default: Duration,
+    report: &mut Report,
+) -> Duration {
     let duration = section.get_or(key, default, report);
-    if duration.is_zero() {
-        report.problem(section, key, "must be longer than nothing");
+    if duration < least {
+        report.problem(section, key, format!("must be at least {}", show_duration(least)));
     }
     duration
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bastion::read_positive;
+use super::bastion::{read_at_least, read_positive};
 use super::plan::{
     DatabasePlan, ForwardPlan, Kind, LoginPlan, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan,
 };
@@ -12,6 +12,9 @@ use super::values::{BastionName, Host, ListenAddress, Port, Whole};
 use crate::ids::{HostPort, Name};
 use crate::secret::SecretSource;
 
+/// A probe that follows the last one sooner is load, not news.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+
 const RDS_BUNDLE: &str = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem";
 
 /// Services that speak PostgreSQL's protocol but bill or wake by the query: a default made for PostgreSQL would
@@ -19,8 +22,8 @@ const RDS_BUNDLE: &str = "https://truststore.pki.rds.amazonaws.com/global/global
 const UNSUPPORTED_HOSTS: [(&str, &str); 4] = [
     (".redshift.amazonaws.com", "Amazon Redshift"),
     (".redshift-serverless.amazonaws.com", "Amazon Redshift Serverless"),
-    ("databricks.com", "Databricks Lakebase"),
-    ("azuredatabricks.net", "Databricks Lakebase"),
+    (".databricks.com", "Databricks Lakebase"),
+    (".azuredatabricks.net", "Databricks Lakebase"),
 ];
 
 pub(super) fn read(
@@ -68,8 +71,10 @@ fn read_kind(section: &mut Section, host: Option<&Host>, report: &mut Report) ->
     let inferred = if is_rds { Kind::Rds } else { Kind::Postgres };
     let unsupported = UNSUPPORTED_HOSTS.iter().find(|(suffix, _)| host.ends_with(suffix));
     if let Some((_, service)) = unsupported {
-        let text =
-            format!("is {service}, which this version cannot probe without cost: it is not supported yet");
+        let text = format!(
+            "is {service}, which is not supported yet, since a probe may cost money: write kind = \"postgres\" and a \
+             probe.level that you accept, such as \"tls\""
+        );
         report.problem(section, "host", text);
     }
     Some(section.get_or("kind", inferred, report))
@@ -170,7 +175,7 @@ fn read_probe(
         report.note(&probe, "when", text);
     }
     let when = probe.get_or("when", default_when, report);
-    let interval = read_positive(&mut probe, "interval", Duration::from_secs(15), report);
+    let interval = read_at_least(MIN_INTERVAL, &mut probe, "interval", Duration::from_secs(15), report);
     let timeout = read_positive(&mut probe, "timeout", Duration::from_secs(5), report);
     let failures: Whole<1, 100> = probe.get_or("failures", Whole(2), report);
     let fresh_login = read_positive(&mut probe, "fresh_login", Duration::from_secs(600), report);

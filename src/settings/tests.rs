@@ -252,6 +252,28 @@ fn the_environment_need_not_be_text_where_a_path_is_meant() {
 }
 
 #[test]
+fn values_out_of_range_are_refused_with_what_to_write() {
+    for (line, expected) in [
+        ("idle_timeout = \"500us\"", "idle_timeout: \"500us\" is finer than a millisecond"),
+        ("idle_timeout = \"2years\"", "idle_timeout: \"2years\" is longer than a year"),
+        ("stall_timeout = \"0s\"", "stall_timeout: must be at least 1ms"),
+        ("probe.interval = \"99ms\"", "probe.interval: must be at least 100ms"),
+        (
+            "listen = \"[::ffff:127.0.0.1]:1\"",
+            "listen: \"[::ffff:127.0.0.1]:1\" is an IPv4 address written as IPv6: \
+          write \"127.0.0.1:1\"",
+        ),
+    ] {
+        let start =
+            "[bastions.b]\nhost = \"b\"\nuser = \"u\"\n[databases.d]\nbastion = \"b\"\nhost = \"d\"\n";
+        let listen = if line.starts_with("listen") { "" } else { "listen = \"127.0.0.1:1\"" };
+        let problems = Case::new(&format!("{start}{listen}\n{line}\n")).problems();
+        let full = format!("tunnelkeeper.toml: databases.d.{expected}");
+        assert!(problems.len() == 1 && problems[0].starts_with(&full), "{full}\nnot in {problems:?}");
+    }
+}
+
+#[test]
 fn unknown_keys_of_the_environment_are_refused_too() {
     let case = Case::new(SMALLEST).env("TUNNELKEEPER__HTTP__LISTN", "off");
     assert_eq!(case.problems(), ["the environment: http.listn: unknown key: did you mean \"listen\"?"]);
@@ -352,8 +374,25 @@ fn kinds_come_from_the_host() {
     let probe = &settings.plan.databases[0].probe;
     assert_eq!((probe.when, probe.tls.mode), (ProbeWhen::Active, TlsMode::VerifyFull));
     assert_eq!(settings.notes.len(), 1, "{:?}", settings.notes);
-    let problems = with_host("wg.123.eu-west-1.redshift-serverless.amazonaws.com", "").problems();
-    assert!(problems[0].contains("Amazon Redshift Serverless"), "{problems:?}");
+    for (host, service) in [
+        ("wg.123.eu-west-1.redshift-serverless.amazonaws.com", Some("Amazon Redshift Serverless")),
+        ("x.database.cloud.databricks.com.", Some("Databricks Lakebase")),
+        ("mydatabricks.com", None),
+    ] {
+        let kind = with_host(host, "kind = \"postgres\"\nprobe = { level = \"tls\" }");
+        assert_eq!(kind.load().plan.databases[0].probe.level, ProbeLevel::Tls);
+        match service {
+            None => assert_eq!(with_host(host, "").load().plan.databases[0].kind, Kind::Postgres),
+            Some(service) => {
+                let problems = with_host(host, "").problems();
+                let text = format!("is {service}, which is not supported yet");
+                assert!(
+                    problems[0].contains(&text) && problems[0].contains("kind = \"postgres\""),
+                    "{problems:?}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

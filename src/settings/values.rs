@@ -169,8 +169,13 @@ impl Setting for Duration {
     fn read(given: &Given<'_>) -> Result<Self, String> {
         let text = text(given, "a duration such as \"30s\" or \"5m\"")?;
         match humantime::parse_duration(text) {
-            Ok(duration) if duration <= Self::from_secs(366 * 24 * 3600) => Ok(duration),
-            Ok(_) => Err(format!("\"{text}\" is longer than a year")),
+            Ok(duration) if duration > Self::from_secs(366 * 24 * 3600) => {
+                Err(format!("\"{text}\" is longer than a year"))
+            }
+            Ok(duration) if !duration.subsec_nanos().is_multiple_of(1_000_000) => Err(format!(
+                "\"{text}\" is finer than a millisecond: write whole milliseconds, such as \"1ms\""
+            )),
+            Ok(duration) => Ok(duration),
             Err(_) => Err(format!(
                 "\"{}\" is not a duration: write for example \"30s\" or \"5m\"",
                 text.escape_debug()
@@ -255,13 +260,20 @@ pub(super) struct ListenAddress(pub(super) SocketAddr);
 impl Setting for ListenAddress {
     fn read(given: &Given<'_>) -> Result<Self, String> {
         let text = text(given, "ADDRESS:PORT")?;
-        let by_name = text.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok());
-        match (text.parse(), by_name) {
-            (Ok(address), _) => Ok(Self(address)),
-            (Err(_), Some(port)) => Err(format!(
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return match address.ip().to_canonical() {
+                ip if ip == address.ip() => Ok(Self(address)),
+                ip => Err(format!(
+                    "\"{text}\" is an IPv4 address written as IPv6: write \"{ip}:{}\"",
+                    address.port()
+                )),
+            };
+        }
+        match text.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok()) {
+            Some(port) => Err(format!(
                 "\"{text}\" names a host: write the address, \"127.0.0.1:{port}\" or \"[::1]:{port}\""
             )),
-            (Err(_), None) => Err(format!(
+            None => Err(format!(
                 "\"{}\" is not an address to listen on: write ADDRESS:PORT, such as \"127.0.0.1:15432\"",
                 text.escape_debug()
             )),
