@@ -106,6 +106,13 @@ pub fn check_host(text: &str) -> Result<(), String> {
             text.escape_debug()
         ));
     }
+    if let Some(address) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'))
+        && address.parse::<std::net::Ipv6Addr>().is_ok()
+    {
+        return Err(format!(
+            "\"{text}\" is an address in brackets: write it without brackets, \"{address}\""
+        ));
+    }
     if text.contains(':') {
         return Err(format!("\"{}\" is not a host: write the port in the key `port`", text.escape_debug()));
     }
@@ -146,6 +153,12 @@ mod tests {
         for bad in ["", "db:5432", "postgres://db", "user@db", "a b", "a..b", ".", "[::1]", "db/name"] {
             assert!(check_host(bad).is_err(), "{bad:?} was accepted");
         }
+    }
+
+    #[test]
+    fn an_address_in_brackets_is_shown_without() {
+        assert!(check_host("[::1]").unwrap_err().ends_with("write it without brackets, \"::1\""));
+        assert!(check_host("[::1]:22").unwrap_err().contains("the key `port`"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::PathBuf;
 
 pub use plan::Plan;
@@ -71,7 +71,7 @@ pub struct Note {
 pub struct Problem {
     /// The file, or "the environment"; empty where no source is to blame.
     pub source: String,
-    /// The path of the key; empty where the whole file is meant.
+    /// The path of the key, or the environment variable that gives it; empty where the whole file is meant.
     pub key: String,
     /// What is wrong and what to do: a sentence without a full stop.
     pub text: String,
@@ -80,8 +80,12 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for part in [&self.source, &self.key] {
+            // Whatever a file's author took for a key: it must not forge a line of what is printed.
+            for c in part.chars() {
+                if c.is_control() { write!(f, "{}", c.escape_debug())? } else { f.write_char(c)? }
+            }
             if !part.is_empty() {
-                write!(f, "{part}: ")?;
+                f.write_str(": ")?;
             }
         }
         f.write_str(&self.text)
@@ -93,8 +97,9 @@ impl fmt::Display for Problem {
 /// # Errors
 /// Every problem found, in the order of the files and keys; nothing is applied then.
 pub fn load(surroundings: &Surroundings) -> Result<Settings, Vec<Problem>> {
-    let sources::Merged { root, files, readable_by_others, problems } = sources::merge(surroundings);
-    let mut report = reader::Report::new(surroundings, readable_by_others, problems);
+    let sources::Merged { root, files, variables, readable_by_others, problems } =
+        sources::merge(surroundings);
+    let mut report = reader::Report::new(surroundings, variables, readable_by_others, problems);
     let plan = read_plan(root, &mut report);
     let reader::Report { problems, effective, notes, .. } = report;
     match plan {
@@ -105,12 +110,12 @@ pub fn load(surroundings: &Surroundings) -> Result<Settings, Vec<Problem>> {
 
 fn read_plan(root: reader::Table, report: &mut reader::Report) -> Option<Plan> {
     let mut root = reader::Section::new("", root);
-    let http = daemon::read_http(root.section("http", report), report);
-    let log = daemon::read_log(root.section("log", report), report);
-    let daemon = daemon::read_daemon(root.section("daemon", report), report);
-    let bastions = root.named_sections("bastions", report);
+    let http = daemon::read_http(root.section("http", "[http]", report), report);
+    let log = daemon::read_log(root.section("log", "[log]", report), report);
+    let daemon = daemon::read_daemon(root.section("daemon", "[daemon]", report), report);
+    let bastions = root.named_sections("bastions", "[bastions.NAME]", report);
     let bastion_names: Vec<_> = bastions.iter().map(|(name, _)| name.clone()).collect();
-    let databases = root.named_sections("databases", report);
+    let databases = root.named_sections("databases", "[databases.NAME]", report);
     root.finish(report);
     for (name, section) in &databases {
         if bastion_names.contains(name) {

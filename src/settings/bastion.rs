@@ -97,7 +97,7 @@ fn read_keepalive(section: &mut Section, report: &mut Report) -> (Duration, Dura
 
 fn read_pool(section: &mut Section, report: &mut Report) -> PoolBounds {
     let given = section.has("sessions");
-    let mut inner = section.section("sessions", report);
+    let mut inner = section.section("sessions", "sessions = { min = 1, max = 4 }", report);
     let min: PoolSize = inner.get_or("min", Whole(1), report);
     // A pool that is told to be larger than the usual maximum is not held to it.
     let max: PoolSize = inner.get_or("max", Whole(min.0.max(4)), report);
@@ -109,7 +109,7 @@ fn read_pool(section: &mut Section, report: &mut Report) -> PoolBounds {
 }
 
 fn read_reconnect(section: &mut Section, report: &mut Report) -> Bounds {
-    let mut inner = section.section("reconnect", report);
+    let mut inner = section.section("reconnect", "reconnect = { max = \"30s\" }", report);
     let min = read_positive(&mut inner, "min", Duration::from_millis(200), report);
     let max = read_positive(&mut inner, "max", Duration::from_secs(30).max(min), report);
     if min > max {

@@ -95,7 +95,7 @@ fn read_forward(section: &mut Section, report: &mut Report) -> Option<ForwardPla
         );
         report.problem(section, "listen", text);
     }
-    let mut hold = section.section("hold", report);
+    let mut hold = section.section("hold", "hold = { timeout = \"30s\" }", report);
     let hold_timeout = hold.get_or("timeout", Duration::from_secs(30), report);
     let hold_max: Whole<0, 1_000_000> = hold.get_or("max", Whole(500), report);
     hold.finish(report);
@@ -130,7 +130,7 @@ fn read_login(section: &mut Section, report: &mut Report) -> Option<LoginPlan> {
 }
 
 fn read_tls(kind: Option<Kind>, section: &mut Section, report: &mut Report) -> TlsPlan {
-    let mut tls = section.section("tls", report);
+    let mut tls = section.section("tls", "tls = { mode = \"verify-full\" }", report);
     let default = match kind {
         Some(Kind::Rds) if tls.has("ca") => TlsMode::VerifyFull,
         Some(Kind::Rds) => TlsMode::Require,
@@ -159,7 +159,7 @@ fn read_probe(
     section: &mut Section,
     report: &mut Report,
 ) -> ProbePlan {
-    let mut probe = section.section("probe", report);
+    let mut probe = section.section("probe", "probe = { level = \"query\" }", report);
     let default_level = if login.is_some() { ProbeLevel::Query } else { ProbeLevel::Tls };
     let level = probe.get_or("level", default_level, report);
     if level >= ProbeLevel::Login && login.is_none() && !section.has("user") {

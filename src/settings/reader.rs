@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use config::{Value, ValueKind};
 
+use super::sources::ENVIRONMENT;
 use super::values::Setting;
 use super::{Effective, Note, Problem, Surroundings};
 use crate::ids::Name;
@@ -21,6 +22,8 @@ pub(super) struct Report {
     pub(super) effective: Vec<Effective>,
     pub(super) notes: Vec<Note>,
     pub(super) listeners: Vec<Listener>,
+    /// The environment variable that gives a key, by the key's path.
+    variables: BTreeMap<String, String>,
     /// A configuration file that others can read: no secret may be written in any.
     pub(super) readable_by_others: Option<PathBuf>,
     pub(super) home: Option<PathBuf>,
@@ -32,6 +35,7 @@ impl Report {
     /// Begins with the problems of the sources.
     pub(super) fn new(
         surroundings: &Surroundings,
+        variables: BTreeMap<String, String>,
         readable_by_others: Option<PathBuf>,
         problems: Vec<Problem>,
     ) -> Self {
@@ -43,6 +47,7 @@ impl Report {
             effective: Vec::new(),
             notes: Vec::new(),
             listeners: Vec::new(),
+            variables,
             readable_by_others,
             home: variable("HOME").map(PathBuf::from),
             state_directory: state_directory.filter(|dir| !dir.as_os_str().is_empty()),
@@ -51,8 +56,15 @@ impl Report {
     }
 
     pub(super) fn problem(&mut self, section: &Section, key: &str, text: impl Into<String>) {
-        let source = section.source_of(key).to_owned();
-        self.problems.push(Problem { source, key: section.path_of(key), text: text.into() });
+        self.problem_at(section.source_of(key).to_owned(), section.path_of(key), text.into());
+    }
+
+    pub(super) fn problem_at(&mut self, source: String, path: String, text: String) {
+        let inside = format!("{path}.");
+        let mut variables = self.variables.iter().filter(|_| source == ENVIRONMENT);
+        let variable = variables.find(|(key, _)| **key == path || key.starts_with(&inside));
+        let key = variable.map_or(path, |(_, name)| name.clone());
+        self.problems.push(Problem { source, key, text });
     }
 
     pub(super) fn listener(&mut self, section: &Section, key: &str, address: SocketAddr) {
@@ -79,9 +91,8 @@ pub(super) struct Given<'a> {
 }
 
 impl Given<'_> {
-    /// Values from the environment are all text.
     pub(super) fn is_from_environment(&self) -> bool {
-        self.value.origin() == Some(super::sources::ENVIRONMENT)
+        is_from_environment(self.value)
     }
 
     pub(super) fn readable_by_others(&self) -> Option<&Path> {
@@ -115,10 +126,17 @@ impl Given<'_> {
     }
 }
 
-/// The source of a value; merging leaves tables without one, so theirs is that of a value in them.
+/// Values from the environment are all text.
+pub(super) fn is_from_environment(value: &Value) -> bool {
+    value.origin() == Some(ENVIRONMENT)
+}
+
+/// The source of a value. Merging leaves tables without one: that of a secret is its winning key's.
 fn origin(value: &Value) -> Option<&str> {
     value.origin().or_else(|| match &value.kind {
-        ValueKind::Table(table) => table.values().find_map(origin),
+        ValueKind::Table(table) => {
+            table.values().filter_map(origin).max_by_key(|origin| *origin == ENVIRONMENT)
+        }
         _ => None,
     })
 }
@@ -133,7 +151,9 @@ pub(super) struct Section {
 
 impl Section {
     pub(super) fn new(path: &str, table: Table) -> Self {
-        let source = table.values().find_map(origin).unwrap_or_default().to_owned();
+        // What is missing is missed in the file, whatever the environment adds to it.
+        let source = table.values().filter_map(origin).min_by_key(|origin| *origin == ENVIRONMENT);
+        let source = source.unwrap_or_default().to_owned();
         Self { path: path.to_owned(), table, known: Vec::new(), source }
     }
 
@@ -197,15 +217,15 @@ impl Section {
         setting
     }
 
-    /// A table within this one; an empty one if it is not there.
-    pub(super) fn section(&mut self, key: &'static str, report: &mut Report) -> Self {
+    /// A table within this one, which is written as `form` says; an empty one if it is not there.
+    pub(super) fn section(&mut self, key: &'static str, form: &str, report: &mut Report) -> Self {
         self.known.push(key);
         let path = self.path_of(key);
         let mut section = match self.table.get(key).map(|value| &value.kind) {
             None => Self::new(&path, Table::new()),
             Some(ValueKind::Table(table)) => Self::new(&path, table.clone().into_iter().collect()),
             Some(_) => {
-                report.problem(self, key, format!("is not a table: write it as [{path}]"));
+                report.problem(self, key, format!("is not a table: write {form}"));
                 Self::new(&path, Table::new())
             }
         };
@@ -216,8 +236,13 @@ impl Section {
     }
 
     /// All tables within the table `key`, whose names the user chose, in the order of their names.
-    pub(super) fn named_sections(&mut self, key: &'static str, report: &mut Report) -> Vec<(Name, Self)> {
-        let section = self.section(key, report);
+    pub(super) fn named_sections(
+        &mut self,
+        key: &'static str,
+        form: &str,
+        report: &mut Report,
+    ) -> Vec<(Name, Self)> {
+        let section = self.section(key, form, report);
         let mut named = Vec::new();
         for (text, value) in &section.table {
             match (Name::parse(text), &value.kind) {
@@ -231,11 +256,8 @@ impl Section {
                     named.push((name, inner));
                 }
                 (Ok(_), _) => {
-                    report.problem(
-                        &section,
-                        text,
-                        format!("is not a table: write it as [{}]", section.path_of(text)),
-                    );
+                    let form = format!("is not a table: write [{}]", section.path_of(text));
+                    report.problem(&section, text, form);
                 }
             }
         }
@@ -248,7 +270,7 @@ impl Section {
             let nearest = self
                 .known
                 .iter()
-                .map(|known| (strsim::damerau_levenshtein(key, known), known))
+                .map(|known| (strsim::damerau_levenshtein(&key.to_lowercase(), known), known))
                 .min()
                 .filter(|(distance, known)| *distance <= 1 + known.len() / 3);
             let text = match nearest {

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use config::{Config, Environment, FileFormat, Format, Map, Source, Value, ValueKind};
+use zeroize::Zeroizing;
 
 use super::reader::Table;
 use super::{Problem, Surroundings};
@@ -25,9 +27,12 @@ const PREFIX: &str = "tunnelkeeper__";
 const MAX_FILE_LEN: u64 = 1 << 20;
 
 /// All sources laid over each other.
+#[derive(Default)]
 pub(super) struct Merged {
     pub(super) root: Table,
     pub(super) files: Vec<PathBuf>,
+    /// The environment variable that gives a key, by the key's path.
+    pub(super) variables: BTreeMap<String, String>,
     /// The first file that others can read.
     pub(super) readable_by_others: Option<PathBuf>,
     pub(super) problems: Vec<Problem>,
@@ -47,12 +52,11 @@ impl Source for Parsed {
 }
 
 pub(super) fn merge(surroundings: &Surroundings) -> Merged {
-    let mut merged =
-        Merged { root: Table::new(), files: Vec::new(), readable_by_others: None, problems: Vec::new() };
+    let mut merged = Merged::default();
     let environment = Environment::with_prefix("TUNNELKEEPER")
         .prefix_separator("__")
         .separator("__")
-        .source(Some(variables(surroundings, &mut merged.problems)));
+        .source(Some(variables(surroundings, &mut merged)));
     let mut builder = Config::builder();
     let mut defined = BTreeMap::new();
     for path in files(surroundings, &mut merged.problems) {
@@ -72,15 +76,17 @@ pub(super) fn merge(surroundings: &Surroundings) -> Merged {
 }
 
 /// The variables that give keys.
-fn variables(surroundings: &Surroundings, problems: &mut Vec<Problem>) -> Map<String, String> {
+fn variables(surroundings: &Surroundings, merged: &mut Merged) -> Map<String, String> {
     let mut variables = Map::new();
-    let ours = |(name, _): &(&String, _)| name.to_lowercase().starts_with(PREFIX);
-    for (name, value) in surroundings.variables.iter().filter(ours) {
+    for (name, value) in &surroundings.variables {
+        let lower = name.to_lowercase();
+        let Some(path) = lower.strip_prefix(PREFIX).map(|path| path.replace("__", ".")) else { continue };
+        merged.variables.insert(path, name.clone());
         if let Some(text) = value.to_str() {
             variables.insert(name.clone(), text.to_owned());
         } else {
             let (source, key) = (ENVIRONMENT.to_owned(), name.clone());
-            problems.push(Problem { source, key, text: "is not text: write it in UTF-8".to_owned() });
+            merged.problems.push(Problem { source, key, text: "is not text: write it in UTF-8".to_owned() });
         }
     }
     variables
@@ -98,12 +104,12 @@ fn files(surroundings: &Surroundings, problems: &mut Vec<Problem>) -> Vec<PathBu
     let main = named.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
     let parts_dir = main.parent().unwrap_or(Path::new("")).join("conf.d");
     let mut files = vec![main];
-    match fs::metadata(&parts_dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return files,
-        Err(error) => problems.push(problem(&parts_dir, format!("cannot be read: {}", plain(&error)))),
-        Ok(metadata) => problems.extend(check_owner(&parts_dir, &metadata, surroundings.uid)),
-    }
-    match fs::read_dir(&parts_dir) {
+    let entries = fs::metadata(&parts_dir).and_then(|metadata| {
+        problems.extend(check_owner(&parts_dir, &metadata, surroundings.uid));
+        fs::read_dir(&parts_dir)
+    });
+    match entries {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => problems.push(problem(&parts_dir, format!("cannot be read: {}", plain(&error)))),
         Ok(entries) => {
             let mut parts: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
@@ -122,7 +128,11 @@ fn read_file(path: &Path, uid: u32, merged: &mut Merged) -> Option<Map<String, V
     };
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() == ErrorKind::NotFound && path.is_symlink() => {
+            let text = "is a link to a file that does not exist: remove it, or make that file";
+            return refuse(merged, text.to_owned());
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
             return refuse(
                 merged,
                 "there is no such file: write it (the README shows the smallest one that works), or name another \
@@ -132,20 +142,18 @@ fn read_file(path: &Path, uid: u32, merged: &mut Merged) -> Option<Map<String, V
         }
         Err(error) => return refuse(merged, format!("cannot be read: {}", plain(&error))),
     };
-    if let Some(found) = check_owner(path, &metadata, uid) {
-        merged.problems.push(found);
-    }
-    if metadata.mode() & 0o004 != 0 && merged.readable_by_others.is_none() {
-        merged.readable_by_others = Some(path.to_owned());
-    }
     if !metadata.is_file() {
         return refuse(merged, "is not a file".to_owned());
+    }
+    merged.problems.extend(check_owner(path, &metadata, uid));
+    if metadata.mode() & 0o004 != 0 && merged.readable_by_others.is_none() {
+        merged.readable_by_others = Some(path.to_owned());
     }
     if metadata.len() > MAX_FILE_LEN {
         return refuse(merged, format!("is larger than {MAX_FILE_LEN} bytes"));
     }
     let text = match fs::read_to_string(path) {
-        Ok(text) => text,
+        Ok(text) => Zeroizing::new(text),
         Err(error) => return refuse(merged, format!("cannot be read: {}", plain(&error))),
     };
     match FileFormat::Toml.parse(Some(&path.display().to_string()), &text) {
@@ -171,7 +179,7 @@ fn check_owner(path: &Path, metadata: &Metadata, uid: u32) -> Option<Problem> {
     if owner != 0 && owner != uid {
         return Some(problem(
             path,
-            format!("belongs to user {owner}: it must belong to root or to the daemon's user"),
+            format!("belongs to user {owner}: it must belong to root or to the user running this"),
         ));
     }
     let mode = metadata.mode() & 0o7777;
@@ -202,3 +210,6 @@ fn refuse_second_definitions(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

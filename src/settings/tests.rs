@@ -1,14 +1,12 @@
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use super::plan::{IdentityPlan, Kind, ProbeLevel, ProbeWhen, TlsMode, TrustPlan};
 use super::*;
-use crate::secret::SecretSource;
 
-const SMALLEST: &str = r#"
+pub(super) const SMALLEST: &str = r#"
 [bastions.prod]
 host = "bastion.example.com"
 user = "tunnelkeeper"
@@ -22,13 +20,13 @@ user = "tunnelkeeper_probe"
 password = { env = "ANALYTICS_PASSWORD" }
 "#;
 
-struct Case {
-    dir: tempfile::TempDir,
-    surroundings: Surroundings,
+pub(super) struct Case {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) surroundings: Surroundings,
 }
 
 impl Case {
-    fn new(main: &str) -> Self {
+    pub(super) fn new(main: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let uid =
             fs::metadata(dir.path()).map(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata)).unwrap();
@@ -39,28 +37,28 @@ impl Case {
         case
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(super) fn write(&self, name: &str, text: &str) {
         let path = self.dir.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
         self.chmod(name, 0o600);
     }
 
-    fn chmod(&self, name: &str, mode: u32) {
+    pub(super) fn chmod(&self, name: &str, mode: u32) {
         fs::set_permissions(self.dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    fn env(mut self, name: &str, value: &str) -> Self {
+    pub(super) fn env(mut self, name: &str, value: &str) -> Self {
         self.surroundings.variables.insert(name.to_owned(), value.into());
         self
     }
 
-    fn load(&self) -> Settings {
+    pub(super) fn load(&self) -> Settings {
         load(&self.surroundings).unwrap_or_else(|problems| panic!("{problems:#?}"))
     }
 
     /// The problems as text, without the name of the temporary directory.
-    fn problems(&self) -> Vec<String> {
+    pub(super) fn problems(&self) -> Vec<String> {
         let dir = format!("{}/", self.dir.path().display());
         let problems = load(&self.surroundings).expect_err("the configuration was accepted");
         problems.iter().map(|problem| problem.to_string().replace(&dir, "")).collect()
@@ -158,52 +156,6 @@ fn the_probe_is_checked_too() {
 }
 
 #[test]
-fn conf_d_and_the_environment_are_laid_over_the_file() {
-    let case = Case::new("[bastions.prod]\nhost = \"b\"\nuser = \"u\"\n[log]\nlevel = \"warn\"\n")
-        .env("TUNNELKEEPER__HTTP__LISTEN", "off")
-        .env("TUNNELKEEPER__BASTIONS__PROD__PORT", "2222")
-        .env("TUNNELKEEPER__DATABASES__ONE__PASSWORD", "007")
-        .env("TUNNELKEEPER__DAEMON__GENERATE_KEYS", "false")
-        .env("TUNNELKEEPER_URL", "http://ignored");
-    let database = "bastion = \"prod\"\nhost = \"d\"\nuser = \"probe\"\n";
-    case.write(
-        "conf.d/2.toml",
-        &format!("[log]\nlevel = \"debug\"\n[databases.two]\n{database}listen = \"127.0.0.1:2\"\n"),
-    );
-    case.write(
-        "conf.d/1.toml",
-        &format!(
-            "[log]\nlevel = \"info\"\n[databases.one]\n{database}listen = [\"127.0.0.1:1\", \"[::1]:1\"]\n"
-        ),
-    );
-    case.write("conf.d/notes.txt", "not read");
-    let settings = case.load();
-    assert_eq!(settings.plan.log.level.as_str(), "debug");
-    assert_eq!(settings.plan.http.listen, None);
-    assert_eq!(settings.plan.bastions[0].at.port, 2222);
-    assert!(!settings.plan.daemon.generate_keys);
-    assert_eq!(settings.plan.databases[0].forward.listen.len(), 2);
-    let login = settings.plan.databases[0].probe.login.as_ref().unwrap();
-    assert!(
-        matches!(login.password.as_ref().unwrap(), SecretSource::Plain(secret) if secret.expose() == "007")
-    );
-    let source = |key: &str| {
-        let found = settings.effective.iter().find(|effective| effective.key == key);
-        found
-            .map(|effective| {
-                (effective.value.clone(), effective.source.rsplit('/').next().unwrap().to_owned())
-            })
-            .unwrap()
-    };
-    let expect = |value: &str, from: &str| (value.to_owned(), from.to_owned());
-    assert_eq!(source("log.level"), expect("\"debug\"", "2.toml"));
-    assert_eq!(source("http.listen"), expect("\"off\"", "the environment"));
-    assert_eq!(source("bastions.prod.port"), expect("2222", "the environment"));
-    assert_eq!(source("bastions.prod.connect_timeout"), expect("\"15s\"", "default"));
-    assert_eq!(source("databases.one.password"), expect("\"(masked)\"", "the environment"));
-}
-
-#[test]
 fn a_log_filter_is_made_of_levels() {
     for (level, expected) in [
         ("warning", "\"warning\" is not a log level: did you mean \"warn\"?"),
@@ -235,23 +187,6 @@ fn a_log_filter_is_made_of_levels() {
 }
 
 #[test]
-fn the_environment_need_not_be_text_where_a_path_is_meant() {
-    let bytes = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
-    let mut case = Case::new(SMALLEST);
-    case.surroundings.variables.insert("HOME".to_owned(), bytes(b"/home/\xff"));
-    case.surroundings.variables.insert("OTHER".to_owned(), bytes(b"\xff"));
-    let named = case.dir.path().join(bytes(b"\xff.toml"));
-    fs::rename(case.surroundings.config_option.take().unwrap(), &named).unwrap();
-    case.surroundings.variables.insert("TUNNELKEEPER_CONFIG".to_owned(), named.clone().into());
-    assert_eq!(case.load().files, [named]);
-    case.surroundings.variables.insert("TUNNELKEEPER__HTTP__LISTEN".to_owned(), bytes(b"\xff"));
-    assert_eq!(
-        case.problems(),
-        ["the environment: TUNNELKEEPER__HTTP__LISTEN: is not text: write it in UTF-8"]
-    );
-}
-
-#[test]
 fn values_out_of_range_are_refused_with_what_to_write() {
     for (line, expected) in [
         ("idle_timeout = \"500us\"", "idle_timeout: \"500us\" is finer than a millisecond"),
@@ -271,54 +206,6 @@ fn values_out_of_range_are_refused_with_what_to_write() {
         let full = format!("tunnelkeeper.toml: databases.d.{expected}");
         assert!(problems.len() == 1 && problems[0].starts_with(&full), "{full}\nnot in {problems:?}");
     }
-}
-
-#[test]
-fn unknown_keys_of_the_environment_are_refused_too() {
-    let case = Case::new(SMALLEST).env("TUNNELKEEPER__HTTP__LISTN", "off");
-    assert_eq!(case.problems(), ["the environment: http.listn: unknown key: did you mean \"listen\"?"]);
-}
-
-#[test]
-fn two_definitions_and_broken_files_are_named() {
-    let case = Case::new(SMALLEST);
-    case.write("conf.d/a.toml", "[databases.analytics]\nport = 1\n");
-    case.write("conf.d/b.toml", "[databases.other\npassword = \"hunter2\"\n");
-    let problems = case.problems();
-    assert_eq!(problems[0], "conf.d/a.toml: databases.analytics: is defined in tunnelkeeper.toml already");
-    assert!(
-        problems[1].starts_with("conf.d/b.toml: is not TOML: TOML parse error at line 1, column"),
-        "{problems:?}"
-    );
-    assert!(!problems.join("").contains("hunter2"));
-}
-
-#[test]
-fn files_that_others_can_write_are_refused() {
-    let case = Case::new(SMALLEST);
-    case.write("conf.d/a.toml", "");
-    case.chmod("tunnelkeeper.toml", 0o606);
-    case.chmod("conf.d", 0o777);
-    assert_eq!(
-        case.problems(),
-        [
-            "conf.d: can be written by others (mode 0777): chmod o-w it",
-            "tunnelkeeper.toml: can be written by others (mode 0606): chmod o-w it"
-        ]
-    );
-}
-
-#[test]
-fn files_of_another_user_are_refused() {
-    let mut case = Case::new(SMALLEST);
-    if case.surroundings.uid == 0 {
-        // Root's own files are fine for anyone, so root gives one away.
-        std::os::unix::fs::chown(case.dir.path().join("tunnelkeeper.toml"), Some(12345), None).unwrap();
-    } else {
-        case.surroundings.uid += 1;
-    }
-    let problems = case.problems();
-    assert!(problems[0].contains("it must belong to root or to the daemon's user"), "{problems:?}");
 }
 
 #[test]
@@ -445,6 +332,38 @@ fn nothing_to_do_is_a_problem_of_its_own() {
 }
 
 #[test]
+fn what_is_no_table_is_shown_as_one() {
+    for (text, expected) in [
+        ("http = 1", "http: is not a table: write [http]"),
+        ("bastions = 1", "bastions: is not a table: write [bastions.NAME]"),
+        ("databases.d = 1", "databases.d: is not a table: write [databases.d]"),
+        (
+            "databases.d.hold = \"30s\"",
+            "databases.d.hold: is not a table: write hold = { timeout = \"30s\" }",
+        ),
+        (
+            "databases.d.tls = \"x\"",
+            "databases.d.tls: is not a table: write tls = { mode = \"verify-full\" }",
+        ),
+        (
+            "bastions.b.sessions = 2",
+            "bastions.b.sessions: is not a table: write sessions = { min = 1, max = 4 }",
+        ),
+    ] {
+        let problems = Case::new(text).problems();
+        let full = format!("tunnelkeeper.toml: {expected}");
+        assert!(problems.contains(&full), "{full}\nnot in {problems:#?}");
+    }
+}
+
+#[test]
+fn keys_are_printed_on_one_line_and_compared_in_any_case() {
+    let problems = Case::new("[http]\n\"LISTEN\" = 1\n\"a\\nb\" = 1\n").problems();
+    assert!(problems[0].contains("http.LISTEN: unknown key: did you mean \"listen\"?"), "{problems:?}");
+    assert!(problems[1].contains("http.a\\nb: unknown key"), "{problems:?}");
+}
+
+#[test]
 fn what_follows_from_another_problem_is_none() {
     for (wrong, expected) in [
         ("host = \"x.rds.amazonaws.com:5432\"\ntls = { ca = \"rds.pem\" }", "databases.d.host"),
@@ -455,12 +374,4 @@ fn what_follows_from_another_problem_is_none() {
         let problems = Case::new(&format!("{start}\n{wrong}\n")).problems();
         assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
     }
-}
-
-#[test]
-fn a_missing_file_says_how_to_go_on() {
-    let mut case = Case::new("");
-    case.surroundings.config_option = Some(case.dir.path().join("none.toml"));
-    let problems = case.problems();
-    assert!(problems[0].starts_with("none.toml: there is no such file: write it"), "{problems:?}");
 }

@@ -19,7 +19,7 @@ pub(super) fn refuse_shared_addresses(report: &mut Report) {
         } else {
             format!("{address} stands twice in this list")
         };
-        report.problems.push(Problem { source: source.clone(), key: key.clone(), text });
+        report.problem_at(source.clone(), key.clone(), text);
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use config::ValueKind;
 
-use super::reader::Given;
+use super::reader::{Given, is_from_environment};
 use crate::host_keys::Fingerprint;
 use crate::ids::{Name, check_host};
 use crate::secret::{Secret, SecretSource};
@@ -28,6 +28,14 @@ fn kind_of(kind: &ValueKind) -> &'static str {
         ValueKind::String(_) => "text",
         ValueKind::Table(_) => "a table",
         ValueKind::Array(_) => "a list",
+    }
+}
+
+/// What was found where something else is expected.
+fn found(given: &Given<'_>) -> String {
+    match &given.value.kind {
+        ValueKind::String(text) if given.is_from_environment() => format!("\"{}\"", text.escape_debug()),
+        other => kind_of(other).to_owned(),
     }
 }
 
@@ -58,7 +66,7 @@ impl Setting for bool {
             ValueKind::Boolean(value) => Ok(*value),
             ValueKind::String(text) if given.is_from_environment() && text == "true" => Ok(true),
             ValueKind::String(text) if given.is_from_environment() && text == "false" => Ok(false),
-            other => Err(format!("is {}: write true or false", kind_of(other))),
+            _ => Err(format!("is {}: write true or false", found(given))),
         }
     }
     fn show(&self) -> String {
@@ -152,9 +160,7 @@ impl<const MIN: i64, const MAX: i64> Setting for Whole<MIN, MAX> {
         match number {
             Some(number) if (MIN..=MAX).contains(&number) => Ok(Self(number)),
             Some(number) => Err(format!("is {number}: write a whole number from {MIN} to {MAX}")),
-            None => {
-                Err(format!("is {}: write a whole number from {MIN} to {MAX}", kind_of(&given.value.kind)))
-            }
+            None => Err(format!("is {}: write a whole number from {MIN} to {MAX}", found(given))),
         }
     }
     fn show(&self) -> String {
@@ -345,7 +351,9 @@ impl Setting for SecretSource {
         match &given.value.kind {
             ValueKind::String(_) => plain_secret(given),
             ValueKind::Table(table) => {
-                let mut keys = table.iter();
+                // A source that the environment names replaces the one that a file names, as any value does.
+                let replaced = table.values().any(is_from_environment);
+                let mut keys = table.iter().filter(|(_, value)| !replaced || is_from_environment(value));
                 let (Some((key, value)), None) = (keys.next(), keys.next()) else {
                     return Err(format!("must name exactly one source: write {SECRET_FORMS}"));
                 };
