@@ -51,8 +51,8 @@ pub struct Settings {
 pub struct Effective {
     /// The path of the key, such as `bastions.prod.port`.
     pub key: String,
-    /// The value as TOML, secrets masked.
-    pub value: String,
+    /// The value, secrets masked.
+    pub value: serde_json::Value,
     /// A file, "the environment" or "default".
     pub source: String,
 }

@@ -1,12 +1,23 @@
 //! `config check` and `config show`.
 
-use std::io::Write;
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use nix::unistd::{AccessFlags, access};
+use serde_json::Value;
 
 use super::{Format, Stop};
-use crate::settings::Settings;
+use crate::failure::plain;
+use crate::secret::SecretSource;
+use crate::settings::plan::{BastionPlan, DatabasePlan, IdentityPlan, TrustPlan};
+use crate::settings::{Note, Settings};
 
 pub(super) fn check(settings: &Settings, out: &mut impl Write) -> Result<(), Stop> {
-    for note in &settings.notes {
+    let bastions = settings.plan.bastions.iter().flat_map(|bastion| bastion_files(bastion));
+    let databases = settings.plan.databases.iter().flat_map(|database| database_files(database));
+    let missing: Vec<Note> = bastions.chain(databases).filter_map(|(key, path)| look_at(key, path)).collect();
+    for note in settings.notes.iter().chain(&missing) {
         writeln!(out, "note: {}: {}", note.key, note.text)?;
     }
     let files: Vec<String> = settings.files.iter().map(|file| file.display().to_string()).collect();
@@ -19,6 +30,52 @@ pub(super) fn check(settings: &Settings, out: &mut impl Write) -> Result<(), Sto
         files.join(", ")
     )?;
     Ok(())
+}
+
+/// The files that the configuration names itself, each with its key: those of the defaults need not exist.
+fn bastion_files(bastion: &BastionPlan) -> Vec<(String, &Path)> {
+    let identities: &[_] = match &bastion.identity {
+        IdentityPlan::Files(paths) => paths,
+        IdentityPlan::Own { .. } => &[],
+    };
+    let known_hosts: &[_] = match &bastion.trust {
+        TrustPlan::Files(paths) => paths,
+        TrustPlan::Pins(_) | TrustPlan::Defaults(_) => &[],
+    };
+    let key = |key: &str| format!("bastions.{}.{key}", bastion.name);
+    let identities = identities.iter().map(|path| (key("identity"), path.as_path()));
+    let known_hosts = known_hosts.iter().map(|path| (key("known_hosts"), path.as_path()));
+    let passphrase = secret_file(bastion.passphrase.as_ref()).map(|path| (key("identity_passphrase"), path));
+    identities.chain(passphrase).chain(known_hosts).collect()
+}
+
+fn database_files(database: &DatabasePlan) -> Vec<(String, &Path)> {
+    let key = |key: &str| format!("databases.{}.{key}", database.name);
+    let password = database.probe.login.as_ref().and_then(|login| secret_file(login.password.as_ref()));
+    let roots = database.probe.tls.ca.as_deref().map(|path| (key("tls.ca"), path));
+    password.map(|path| (key("password"), path)).into_iter().chain(roots).collect()
+}
+
+fn secret_file(source: Option<&SecretSource>) -> Option<&Path> {
+    match source {
+        Some(SecretSource::File(path)) => Some(path),
+        _ => None,
+    }
+}
+
+/// Looks without opening, which would wait for the other end of a pipe.
+fn look_at(key: String, path: &Path) -> Option<Note> {
+    let readable = || access(path, AccessFlags::R_OK).map_err(std::io::Error::from);
+    let text = match fs::metadata(path).and_then(|_| readable()) {
+        Ok(()) => return None,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            format!("there is no such file yet: {}", path.display())
+        }
+        Err(error) => {
+            format!("{} cannot be read by the user running this: {}", path.display(), plain(&error))
+        }
+    };
+    Some(Note { key, text })
 }
 
 pub(super) fn show(settings: &Settings, format: Format, out: &mut impl Write) -> Result<(), Stop> {
@@ -53,10 +110,23 @@ fn show_text(settings: &Settings, out: &mut impl Write) -> Result<(), Stop> {
             writeln!(out, "{}[{table}]", if open.is_empty() { "" } else { "\n" })?;
             table.clone_into(&mut open);
         }
-        let assignment = format!("{key} = {}", effective.value);
+        let assignment = format!("{key} = {}", toml(&effective.value));
         writeln!(out, "{assignment:<48} # {}", effective.source)?;
     }
     Ok(())
+}
+
+/// A list of one is shown as the one. TOML takes over how JSON writes all that is not a table.
+fn toml(value: &Value) -> String {
+    match value {
+        Value::Array(values) if values.len() == 1 => values.iter().map(toml).collect(),
+        Value::Array(values) => format!("[{}]", values.iter().map(toml).collect::<Vec<_>>().join(", ")),
+        Value::Object(members) => {
+            let members = members.iter().map(|(key, value)| format!("{key} = {}", toml(value)));
+            format!("{{ {} }}", members.collect::<Vec<_>>().join(", "))
+        }
+        plain => plain.to_string(),
+    }
 }
 
 fn table_of(key: &str) -> (String, &str) {

@@ -58,7 +58,8 @@ fn read_identity(
     if section.has("identity") {
         return section.get("identity", report).map(IdentityPlan::Files);
     }
-    let path = section.get_or("identity", daemon.state_dir.join("keys").join(name.as_str()), report);
+    let path = daemon.state_dir.join("keys").join(name.as_str());
+    section.get_or("identity", vec![path.clone()], report);
     Some(IdentityPlan::Own { path, generate: daemon.generate_keys })
 }
 

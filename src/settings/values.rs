@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use config::ValueKind;
+use serde_json::{Value as Json, json};
 
 use super::reader::{Given, is_from_environment};
 use crate::host_keys::Fingerprint;
@@ -15,8 +16,8 @@ use crate::secret::{Secret, SecretSource};
 pub(super) trait Setting: Sized {
     /// Reads it, or says in one sentence what is wrong with it.
     fn read(given: &Given<'_>) -> Result<Self, String>;
-    /// Shows it as TOML.
-    fn show(&self) -> String;
+    /// Shows it, secrets masked.
+    fn show(&self) -> Json;
 }
 
 fn kind_of(kind: &ValueKind) -> &'static str {
@@ -46,17 +47,13 @@ fn text<'a>(given: &'a Given<'_>, expected: &str) -> Result<&'a str, String> {
     }
 }
 
-fn quoted(text: &str) -> String {
-    format!("{text:?}")
-}
-
 impl Setting for String {
     fn read(given: &Given<'_>) -> Result<Self, String> {
         let text = text(given, "text")?;
         if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
     }
-    fn show(&self) -> String {
-        quoted(self)
+    fn show(&self) -> Json {
+        json!(self)
     }
 }
 
@@ -69,8 +66,8 @@ impl Setting for bool {
             _ => Err(format!("is {}: write true or false", found(given))),
         }
     }
-    fn show(&self) -> String {
-        self.to_string()
+    fn show(&self) -> Json {
+        json!(self)
     }
 }
 
@@ -128,8 +125,8 @@ impl Setting for LogFilter {
     fn read(given: &Given<'_>) -> Result<Self, String> {
         Self::parse(text(given, "a log level")?)
     }
-    fn show(&self) -> String {
-        quoted(&self.0)
+    fn show(&self) -> Json {
+        json!(self.0)
     }
 }
 
@@ -163,8 +160,8 @@ impl<const MIN: i64, const MAX: i64> Setting for Whole<MIN, MAX> {
             None => Err(format!("is {}: write a whole number from {MIN} to {MAX}", found(given))),
         }
     }
-    fn show(&self) -> String {
-        self.0.to_string()
+    fn show(&self) -> Json {
+        json!(self.0)
     }
 }
 
@@ -188,8 +185,8 @@ impl Setting for Duration {
             )),
         }
     }
-    fn show(&self) -> String {
-        quoted(&show_duration(*self))
+    fn show(&self) -> Json {
+        json!(show_duration(*self))
     }
 }
 
@@ -223,12 +220,9 @@ impl Setting for Bytes {
             format!("\"{}\" is not an amount of memory: write for example \"256MiB\"", text.escape_debug())
         })
     }
-    fn show(&self) -> String {
+    fn show(&self) -> Json {
         let unit = UNITS.iter().rev().find(|(_, factor)| self.0.is_multiple_of(*factor));
-        unit.map_or_else(
-            || self.0.to_string(),
-            |(unit, factor)| quoted(&format!("{}{unit}", self.0 / factor)),
-        )
+        unit.map_or(json!(self.0), |(unit, factor)| json!(format!("{}{unit}", self.0 / factor)))
     }
 }
 
@@ -241,8 +235,8 @@ impl Setting for Host {
         let text = text(given, "a host name or an IP address")?;
         check_host(text).map(|()| Self(text.to_owned()))
     }
-    fn show(&self) -> String {
-        quoted(&self.0)
+    fn show(&self) -> Json {
+        json!(self.0)
     }
 }
 
@@ -254,8 +248,8 @@ impl Setting for BastionName {
     fn read(given: &Given<'_>) -> Result<Self, String> {
         Name::parse(text(given, "the name of a bastion")?).map(Self)
     }
-    fn show(&self) -> String {
-        quoted(self.0.as_str())
+    fn show(&self) -> Json {
+        json!(self.0.as_str())
     }
 }
 
@@ -285,8 +279,8 @@ impl Setting for ListenAddress {
             )),
         }
     }
-    fn show(&self) -> String {
-        quoted(&self.0.to_string())
+    fn show(&self) -> Json {
+        json!(self.0.to_string())
     }
 }
 
@@ -301,8 +295,8 @@ impl Setting for ListenOrOff {
         }
         ListenAddress::read(given).map(|ListenAddress(address)| Self(Some(address)))
     }
-    fn show(&self) -> String {
-        self.0.map_or_else(|| quoted("off"), |address| quoted(&address.to_string()))
+    fn show(&self) -> Json {
+        self.0.map_or(json!("off"), |address| json!(address.to_string()))
     }
 }
 
@@ -311,8 +305,8 @@ impl Setting for PathBuf {
     fn read(given: &Given<'_>) -> Result<Self, String> {
         given.path(text(given, "the path of a file")?)
     }
-    fn show(&self) -> String {
-        quoted(&self.display().to_string())
+    fn show(&self) -> Json {
+        json!(self.display().to_string())
     }
 }
 
@@ -320,8 +314,8 @@ impl Setting for Fingerprint {
     fn read(given: &Given<'_>) -> Result<Self, String> {
         Self::parse(text(given, "a fingerprint")?)
     }
-    fn show(&self) -> String {
-        quoted(&self.to_string())
+    fn show(&self) -> Json {
+        json!(self.to_string())
     }
 }
 
@@ -334,12 +328,8 @@ impl<T: Setting> Setting for Vec<T> {
             _ => T::read(given).map(|one| vec![one]),
         }
     }
-    fn show(&self) -> String {
-        let shown: Vec<String> = self.iter().map(T::show).collect();
-        match shown.as_slice() {
-            [one] => one.clone(),
-            many => format!("[{}]", many.join(", ")),
-        }
+    fn show(&self) -> Json {
+        self.iter().map(T::show).collect()
     }
 }
 
@@ -372,15 +362,13 @@ impl Setting for SecretSource {
             other => Err(format!("is {}: write {SECRET_FORMS}", kind_of(other))),
         }
     }
-    fn show(&self) -> String {
+    fn show(&self) -> Json {
         match self {
-            Self::Env(variable) => format!("{{ env = {variable:?} }}"),
-            Self::File(path) => format!("{{ file = {:?} }}", path.display().to_string()),
-            Self::Credential(name) => format!("{{ credential = {name:?} }}"),
-            Self::Command(argv) => {
-                format!("{{ command = [{:?}, ...] }}", argv.first().map_or("", String::as_str))
-            }
-            Self::Plain(_) => quoted("(masked)"),
+            Self::Env(variable) => json!({ "env": variable }),
+            Self::File(path) => json!({ "file": path.display().to_string() }),
+            Self::Credential(name) => json!({ "credential": name }),
+            Self::Command(argv) => json!({ "command": [argv.first(), "..."] }),
+            Self::Plain(_) => json!("(masked)"),
         }
     }
 }
@@ -419,8 +407,8 @@ macro_rules! words {
                     )),
                 }
             }
-            fn show(&self) -> String {
-                match self { $($variant => concat!("\"", $word, "\"").to_owned()),* }
+            fn show(&self) -> serde_json::Value {
+                match self { $($variant => serde_json::json!($word)),* }
             }
         }
     };

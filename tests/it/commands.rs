@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use serde_json::json;
+
 use crate::support::daemon::{command, configured, run};
 use crate::support::{Bastion, Daemon, Postgres, free_port};
 
@@ -72,7 +74,9 @@ fn wrong_usage_is_two_and_a_wrong_configuration_is_seventy_eight() {
 
 #[test]
 fn check_and_show() {
-    let (_dir, config) = configured(SMALL);
+    let password =
+        "user = \"u\"\npassword = { command = [\"op\", \"read\", \"hunter2\"] }\n[databases.other]";
+    let (_dir, config) = configured(&SMALL.replace("[databases.other]", password));
     let output = run(&config, &["config", "check"]);
     assert_eq!(output.status.code(), Some(0));
     assert!(out(&output).starts_with("the configuration is good: 1 bastion, 2 databases ("), "{output:?}");
@@ -98,13 +102,41 @@ fn check_and_show() {
     assert_eq!(values(&out(&reshown)), values(&text), "{}", err(&reshown));
     assert!(!out(&reshown).contains("# default"), "{}", out(&reshown));
     let json = run(&config, &["config", "show", "--format", "json"]);
-    let keys: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert!(
-        keys.as_array()
-            .unwrap()
-            .iter()
-            .any(|key| key["key"] == "databases.analytics.port" && key["value"] == "5432")
-    );
+    let keys: Vec<serde_json::Value> = serde_json::from_slice(&json.stdout).unwrap();
+    for (key, value) in [
+        ("databases.analytics.port", json!(5432)),
+        ("databases.analytics.listen", json!(["127.0.0.1:15432"])),
+        ("databases.analytics.allow_remote_clients", json!(false)),
+        ("databases.analytics.stall_timeout", json!("1m")),
+        ("databases.analytics.password", json!({ "command": ["op", "..."] })),
+    ] {
+        let found = keys.iter().find(|found| found["key"] == key).unwrap();
+        assert_eq!(found["value"], value, "{key}");
+    }
+}
+
+#[test]
+fn check_notes_files_that_are_not_there() {
+    let (dir, config) = configured(&format!(
+        "{SMALL}user = \"u\"\npassword = {{ file = \"password\" }}\ntls = {{ mode = \"verify-full\", ca = \"ca.pem\" }}\n\
+         [bastions.second]\nhost = \"b\"\nuser = \"u\"\nidentity = [\"key\", \"here\"]\nknown_hosts = \"known\"\n\
+         identity_passphrase = {{ file = \"loop\" }}\n"
+    ));
+    fs::write(dir.path().join("here"), "").unwrap();
+    std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+    let output = run(&config, &["config", "check"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = out(&output).replace(&format!("{}/", dir.path().display()), "");
+    for note in [
+        "bastions.second.identity: there is no such file yet: key",
+        "bastions.second.known_hosts: there is no such file yet: known",
+        "bastions.second.identity_passphrase: loop cannot be read by the user running this: Too many",
+        "databases.other.password: there is no such file yet: password",
+        "databases.other.tls.ca: there is no such file yet: ca.pem",
+    ] {
+        assert!(text.contains(&format!("note: {note}")), "{note} is not in {text}");
+    }
+    assert_eq!(text.matches("note: ").count(), 6, "{text}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ fn file(path: &str) -> PathBuf {
 }
 
 /// Every key in force, with its value and its source.
-fn shown(configuration: &str) -> BTreeMap<String, (String, String)> {
+fn shown(configuration: &str) -> BTreeMap<String, (Value, String)> {
     // The tables of the file itself are complete: nothing is put before them.
     let (_dir, path) = configured(&format!("# [http]\n{configuration}"));
     let output = command(&path, &["config", "show", "--format", "json"])
@@ -23,7 +23,7 @@ fn shown(configuration: &str) -> BTreeMap<String, (String, String)> {
     assert_eq!(output.status.code(), Some(0), "{output:?}\n{configuration}");
     let keys: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    keys.iter().map(|key| (text(&key["key"]), (text(&key["value"]), text(&key["source"])))).collect()
+    keys.iter().map(|key| (text(&key["key"]), (key["value"].clone(), text(&key["source"])))).collect()
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn the_smallest_configuration_of_the_readme_loads() {
         readme.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     let whole: Vec<&&str> = blocks.iter().filter(|block| block.contains("[bastions.")).collect();
     assert!(!whole.is_empty());
-    assert!(whole.iter().all(|block| shown(block)["bastions.prod.port"].0 == "22"));
+    assert!(whole.iter().all(|block| shown(block)["bastions.prod.port"].0 == 22));
 }
 
 #[test]

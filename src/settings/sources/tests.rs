@@ -1,6 +1,8 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+use serde_json::{Value, json};
+
 use super::*;
 use crate::secret::SecretSource;
 use crate::settings::tests::{Case, SMALLEST};
@@ -43,12 +45,12 @@ fn conf_d_and_the_environment_are_laid_over_the_file() {
             })
             .unwrap()
     };
-    let expect = |value: &str, from: &str| (value.to_owned(), from.to_owned());
-    assert_eq!(source("log.level"), expect("\"debug\"", "2.toml"));
-    assert_eq!(source("http.listen"), expect("\"off\"", "the environment"));
-    assert_eq!(source("bastions.prod.port"), expect("2222", "the environment"));
-    assert_eq!(source("bastions.prod.connect_timeout"), expect("\"15s\"", "default"));
-    assert_eq!(source("databases.one.password"), expect("\"(masked)\"", "the environment"));
+    let expect = |value: Value, from: &str| (value, from.to_owned());
+    assert_eq!(source("log.level"), expect(json!("debug"), "2.toml"));
+    assert_eq!(source("http.listen"), expect(json!("off"), "the environment"));
+    assert_eq!(source("bastions.prod.port"), expect(json!(2222), "the environment"));
+    assert_eq!(source("bastions.prod.connect_timeout"), expect(json!("15s"), "default"));
+    assert_eq!(source("databases.one.password"), expect(json!("(masked)"), "the environment"));
 }
 
 #[test]
