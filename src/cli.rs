@@ -10,8 +10,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::app;
+use crate::failure::plain;
 use crate::settings::{self, Problem, Settings, Surroundings};
 use crate::telemetry;
 
@@ -164,6 +166,12 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
             status::status(url.as_deref(), &names, format, out)
         }
     }
+}
+
+/// For a command that waits for one thing.
+fn runtime() -> Result<Runtime, Stop> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Stop::Failed(format!("the system refuses to let us start: {}", plain(&error))))
 }
 
 fn surroundings(config_option: Option<PathBuf>) -> Surroundings {

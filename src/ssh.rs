@@ -19,4 +19,4 @@ mod transport;
 pub use channel::{Connection, Inbound, Outbound};
 pub use connect::{Connected, connect};
 pub use gate::{BufferMemory, Gate, SINGLE_LIMIT};
-pub use keys::{Identities, generate_key, load_identities};
+pub use keys::{Existing, Identities, KeyFile, generate_key, load_identities, restore_public_key};

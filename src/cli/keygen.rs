@@ -1,19 +1,23 @@
 //! `keygen`: makes a bastion's key and prints what the bastion needs to accept it, and nothing more than that.
 
-use std::fs;
 use std::io::{self, Write};
 
-use super::Stop;
-use crate::failure::plain;
+use super::{Stop, runtime};
+use crate::credentials;
+use crate::failure::{Cause, plain};
 use crate::settings::Settings;
 use crate::settings::plan::{BastionPlan, IdentityPlan};
-use crate::ssh;
+use crate::ssh::{self, Existing, KeyFile};
 
 pub(super) fn keygen(settings: &Settings, name: &str, force: bool, out: &mut impl Write) -> Result<(), Stop> {
     let bastion = settings.plan.bastions.iter().find(|bastion| bastion.name.as_str() == name);
     let Some(bastion) = bastion else {
         let known: Vec<&str> = settings.plan.bastions.iter().map(|bastion| bastion.name.as_str()).collect();
-        return Err(Stop::Failed(format!("there is no bastion \"{name}\": known are {}", known.join(", "))));
+        return Err(Stop::Failed(format!(
+            "there is no bastion \"{}\": known are {}",
+            name.escape_debug(),
+            known.join(", ")
+        )));
     };
     let IdentityPlan::Own { path, .. } = &bastion.identity else {
         return Err(Stop::Failed(format!(
@@ -25,21 +29,31 @@ pub(super) fn keygen(settings: &Settings, name: &str, force: bool, out: &mut imp
         let text = plain(&error);
         Stop::Failed(format!("the key {} cannot be made: {text}: check daemon.state_dir", path.display()))
     };
-    if force && path.exists() {
-        fs::remove_file(path).map_err(cannot)?;
-    }
-    let made = match ssh::generate_key(path, &bastion.name) {
-        Ok(_) => true,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(cannot(error)),
+    let existing = if force { Existing::Replace } else { Existing::Keep };
+    let what = match ssh::generate_key(path, &bastion.name, existing).map_err(cannot)? {
+        KeyFile::Made => format!("made: {}", path.display()),
+        KeyFile::Kept => format!("already there: {}; --force makes a new one", path.display()),
     };
-    let identities =
-        ssh::load_identities(bastion, None).map_err(|failure| Stop::Failed(failure.to_string()))?;
-    let public_key = identities.own_public_key.unwrap_or_default();
-    let what = if made { "made" } else { "already there; --force makes a new one:" };
-    writeln!(out, "The key of bastion \"{name}\" ({what} {}):\n\n  {public_key}\n", path.display())?;
+    let public_key = public_key(bastion)?;
+    // Nobody needs the file who reads what is printed.
+    let _ = ssh::restore_public_key(path, &public_key);
+    writeln!(out, "The key of bastion \"{name}\" ({what}):\n\n  {public_key}\n")?;
     explain(settings, bastion, &public_key, out)?;
     Ok(())
+}
+
+fn public_key(bastion: &BastionPlan) -> Result<String, Stop> {
+    let identities = match (ssh::load_identities(bastion, None), &bastion.passphrase) {
+        (Err(failure), Some(source)) if failure.cause == Cause::AuthPassphrase => {
+            let passphrase = runtime()?.block_on(credentials::fetch(source)).map_err(|text| {
+                Stop::Failed(format!("`identity_passphrase` of bastion \"{}\": {text}", bastion.name))
+            })?;
+            ssh::load_identities(bastion, Some(&passphrase))
+        }
+        (loaded, _) => loaded,
+    };
+    let identities = identities.map_err(|failure| Stop::Failed(format!("{failure}: {}", failure.hint())))?;
+    identities.own_public_key.ok_or_else(|| Stop::Failed("the key has no public line".to_owned()))
 }
 
 fn explain(
@@ -54,12 +68,20 @@ fn explain(
         "On {host}, make the account \"{user}\" if there is none, without a shell:\n\n  \
          sudo useradd --create-home --shell /usr/sbin/nologin {user}\n"
     )?;
+    let targets = targets(settings, bastion);
+    let meaning = match targets.as_slice() {
+        [] => format!(
+            "No database is behind this bastion yet, so it lets the key do nothing: run `tunnelkeeper keygen {}` again \
+             when one is",
+            bastion.name
+        ),
+        _ => "It lets the key connect to the databases behind this bastion, and do nothing else".to_owned(),
+    };
     writeln!(
         out,
         "Append this line to ~{user}/.ssh/authorized_keys there (directory 0700, file 0600, both owned by {user}). \
-         It lets the key connect to the databases behind this bastion, and do nothing else:\n\n  \
-         {} {public_key}\n",
-        restrictions(settings, bastion)
+         {meaning}:\n\n  {} {public_key}\n",
+        restrictions(&targets)
     )?;
     writeln!(
         out,
@@ -68,14 +90,18 @@ fn explain(
     )
 }
 
-/// The options before the key: nothing but forwards to the databases behind this bastion.
-fn restrictions(settings: &Settings, bastion: &BastionPlan) -> String {
-    let mut options =
-        vec!["restrict".to_owned(), "port-forwarding".to_owned(), "command=\"/bin/false\"".to_owned()];
+/// The databases behind a bastion, each once.
+fn targets(settings: &Settings, bastion: &BastionPlan) -> Vec<String> {
     let behind = settings.plan.databases.iter().filter(|database| database.bastion == bastion.name);
     let mut targets: Vec<String> = behind.map(|database| database.target.to_string()).collect();
     targets.sort();
     targets.dedup();
-    options.extend(targets.iter().map(|target| format!("permitopen=\"{target}\"")));
-    options.join(",")
+    targets
+}
+
+/// The options before the key: nothing but forwards to these. `port-forwarding` without any would allow all.
+fn restrictions(targets: &[String]) -> String {
+    let permitted = targets.iter().map(|target| format!(",permitopen=\"{target}\""));
+    let forwarding = if targets.is_empty() { "" } else { ",port-forwarding" };
+    format!("restrict{forwarding},command=\"/bin/false\"{}", permitted.collect::<String>())
 }

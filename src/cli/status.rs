@@ -3,9 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use tokio::runtime::Builder;
-
-use super::{Format, Stop};
+use super::{Format, Stop, runtime};
 use crate::client;
 use crate::snapshot::{Bastion, Database, Snapshot, Stamp, Trouble};
 
@@ -16,8 +14,7 @@ pub(super) fn status(
     out: &mut impl Write,
 ) -> Result<(), Stop> {
     let url = url.unwrap_or(client::DEFAULT_URL).trim_end_matches('/');
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let text = runtime.block_on(client::get(url, "/api/v1/status")).map_err(Stop::Failed)?;
+    let text = runtime()?.block_on(client::get(url, "/api/v1/status")).map_err(Stop::Failed)?;
     let mut snapshot: Snapshot = serde_json::from_str(&text)
         .map_err(|error| Stop::Failed(format!("the answer of {url} is not a daemon's status: {error}")))?;
     keep_only(&mut snapshot, names)?;

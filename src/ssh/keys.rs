@@ -1,11 +1,12 @@
 //! Private key files: their checks, their formats, and the daemon's own keys.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, HashAlg, PrivateKey, decode_secret_key};
@@ -52,8 +53,10 @@ pub fn load_identities(plan: &BastionPlan, passphrase: Option<&Secret>) -> Resul
     match &plan.identity {
         IdentityPlan::Own { path, generate } => {
             let missing = !path.exists();
+            let mut just_made = false;
             if missing && *generate {
-                generate_key(path, &plan.name).map_err(|error| cannot_make(path, &error))?;
+                let made = generate_key(path, &plan.name, Existing::Keep);
+                just_made = made.map_err(|error| cannot_make(path, &error))? == KeyFile::Made;
             } else if missing {
                 return Err(Failure::new(
                     Cause::AuthNoIdentity,
@@ -62,7 +65,7 @@ pub fn load_identities(plan: &BastionPlan, passphrase: Option<&Secret>) -> Resul
             }
             let identity = load(path, passphrase)?;
             let own_public_key = identity.key.public_key().to_openssh().ok();
-            Ok(Identities { keys: vec![identity], own_public_key, just_made: missing && *generate })
+            Ok(Identities { keys: vec![identity], own_public_key, just_made })
         }
         IdentityPlan::Files(paths) => {
             let (keys, failures): (Vec<_>, Vec<_>) =
@@ -162,31 +165,49 @@ fn is_unsupported_encryption(text: &str) -> bool {
     legacy.is_some_and(|info| !info.starts_with("AES-128-CBC,") || !text.contains("BEGIN RSA PRIVATE KEY"))
 }
 
-/// Makes an Ed25519 key and its `.pub` beside it, and returns the public line. The directory is made too; both
-/// take the directory's owner when root makes them, so that the daemon can read them.
+/// What is to become of a file that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// It stays.
+    Keep,
+    /// The new one takes its place, whole: there is one at every moment.
+    Replace,
+}
+
+/// What became of a key's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyFile {
+    /// It holds a new key.
+    Made,
+    /// It was there already.
+    Kept,
+}
+
+/// Makes an Ed25519 key and its `.pub` beside it. The directory is made too; all take the owner of the directory
+/// above when root makes them, so that the daemon can read them.
 ///
 /// # Errors
-/// When the files cannot be written, or when the key exists already.
-pub fn generate_key(path: &Path, bastion: &Name) -> io::Result<String> {
+/// When the files cannot be written.
+pub fn generate_key(path: &Path, bastion: &Name, existing: Existing) -> io::Result<KeyFile> {
     let mut key = PrivateKey::random(&mut russh::keys::key::safe_rng(), Algorithm::Ed25519)
         .map_err(io::Error::other)?;
     key.set_comment(format!("tunnelkeeper-{bastion}"));
     let text = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
     let public = key.public_key().to_openssh().map_err(io::Error::other)?;
-    let dir = path.parent().unwrap_or(Path::new("."));
-    make_dir(dir)?;
-    let owner = fs::metadata(dir)?;
-    // Written whole under another name first: a daemon that starts meanwhile must not read half a key.
-    let unfinished = path.with_extension("unfinished");
-    let _ = fs::remove_file(&unfinished);
-    write_new(&unfinished, 0o600, text.as_bytes(), &owner)?;
-    let placed = fs::hard_link(&unfinished, path);
-    fs::remove_file(&unfinished)?;
-    placed?;
-    let public_path = public_path(path);
-    let _ = fs::remove_file(&public_path);
-    write_new(&public_path, 0o644, format!("{public}\n").as_bytes(), &owner)?;
-    Ok(public)
+    make_dir(path.parent().unwrap_or(Path::new(".")))?;
+    let made = place(path, 0o600, text.as_bytes(), existing)?;
+    if made == KeyFile::Made {
+        place(&public_path(path), 0o644, format!("{public}\n").as_bytes(), Existing::Replace)?;
+    }
+    Ok(made)
+}
+
+/// Writes the `.pub` of a key again if it is gone.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn restore_public_key(path: &Path, public: &str) -> io::Result<()> {
+    place(&public_path(path), 0o644, format!("{public}\n").as_bytes(), Existing::Keep).map(drop)
 }
 
 /// `KEY.pub`.
@@ -204,22 +225,58 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         make_dir(parent)?;
         fs::DirBuilder::new().mode(0o700).create(dir)?;
-        let owner = fs::metadata(parent)?;
-        return give_to(dir, &owner);
+        let opened = OpenOptions::new().read(true).custom_flags(DIRECTORY.bits()).open(dir)?;
+        return give_to(&opened, &fs::metadata(parent)?);
     }
     fs::DirBuilder::new().mode(0o700).create(dir)
 }
 
-fn write_new(path: &Path, mode: u32, bytes: &[u8], owner: &fs::Metadata) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+/// The directory itself, not what somebody has put in its place meanwhile.
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW);
+
+/// Writes a file whole under another name before it takes its own: nobody ever reads half a key.
+fn place(path: &Path, mode: u32, bytes: &[u8], existing: Existing) -> io::Result<KeyFile> {
+    if existing == Existing::Keep && path.exists() {
+        return Ok(KeyFile::Kept);
+    }
+    let unfinished = Unfinished::new(path);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished.0)?;
     file.write_all(bytes)?;
+    give_to(&file, &fs::metadata(path.parent().unwrap_or(Path::new(".")))?)?;
     file.sync_all()?;
-    give_to(path, owner)
+    match existing {
+        Existing::Replace => fs::rename(&unfinished.0, path).map(|()| KeyFile::Made),
+        Existing::Keep => match fs::hard_link(&unfinished.0, path) {
+            Ok(()) => Ok(KeyFile::Made),
+            // Somebody else was quicker.
+            Err(_) if path.exists() => Ok(KeyFile::Kept),
+            Err(_) if path.is_symlink() => {
+                Err(io::Error::other("it is a link to a file that does not exist"))
+            }
+            Err(error) => Err(error),
+        },
+    }
 }
 
-fn give_to(path: &Path, owner: &fs::Metadata) -> io::Result<()> {
+/// A name that nobody else has, in the directory of the file that is to be; what has this name is removed in the end.
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn new(path: &Path) -> Self {
+        Self(path.with_extension(format!("{:016x}.unfinished", rand::random::<u64>())))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Gives away an open file, never a name: whoever owns the directory can have anything behind a name.
+fn give_to(file: &File, owner: &fs::Metadata) -> io::Result<()> {
     if geteuid().is_root() && owner.uid() != 0 {
-        std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))?;
+        fchown(file, Some(owner.uid()), Some(owner.gid()))?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::json;
 
+use crate::support::bastion::{make_key, public_line};
 use crate::support::daemon::{command, configured, run};
 use crate::support::{Bastion, Daemon, Postgres, free_port};
 
@@ -152,15 +153,49 @@ fn keygen_makes_a_key_and_says_what_the_bastion_needs() {
          permitopen=\"analytics.internal:5432\" {public}"
     );
     assert!(out(&output).contains(&line), "{line} is not in {}", out(&output));
+    fs::remove_file(key.with_extension("pub")).unwrap();
     let again = run(&config, &["keygen", "prod"]);
     assert_eq!(again.status.code(), Some(0));
-    assert!(out(&again).contains(&public) && out(&again).contains("already there"), "{}", out(&again));
+    let heading = format!("(already there: {}; --force makes a new one):", key.display());
+    assert!(out(&again).contains(&public) && out(&again).contains(&heading), "{}", out(&again));
+    assert!(key.with_extension("pub").exists(), "the public half was not restored");
     let forced = run(&config, &["keygen", "prod", "--force"]);
     assert_eq!(forced.status.code(), Some(0));
     assert!(!out(&forced).contains(&public), "--force kept the old key");
     let unknown = run(&config, &["keygen", "dev"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(err(&unknown).contains("there is no bastion \"dev\": known are prod"), "{unknown:?}");
+}
+
+#[test]
+fn keygen_for_a_bastion_without_databases_allows_nothing() {
+    let (_dir, config) = configured(&format!("{SMALL}[bastions.idle]\nhost = \"b\"\nuser = \"u\"\n"));
+    let text = out(&run(&config, &["keygen", "idle"]));
+    assert!(text.contains("  restrict,command=\"/bin/false\" ssh-ed25519 "), "{text}");
+    assert!(
+        !text.contains("port-forwarding") && text.contains("run `tunnelkeeper keygen idle` again"),
+        "{text}"
+    );
+}
+
+#[test]
+fn keygen_opens_an_encrypted_key_and_says_what_to_do_if_it_cannot() {
+    let passphrase = "identity_passphrase = { env = \"PASSPHRASE\" }\n[databases.analytics]";
+    let (dir, config) = configured(&SMALL.replace("[databases.analytics]", passphrase));
+    let keys = dir.path().join("state/keys");
+    fs::create_dir_all(&keys).unwrap();
+    let key = make_key(&keys, "prod", &["-t", "ed25519", "-N", "open sesame"]);
+    let opened = command(&config, &["keygen", "prod"]).env("PASSPHRASE", "open sesame").output().unwrap();
+    assert!(out(&opened).contains(&public_line(&key)), "{opened:?}");
+    let closed = run(&config, &["keygen", "prod"]);
+    assert_eq!(closed.status.code(), Some(1));
+    assert!(
+        err(&closed).contains("`identity_passphrase` of bastion \"prod\": environment variable PASSPHRASE"),
+        "{closed:?}"
+    );
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let shared = run(&config, &["keygen", "prod"]);
+    assert!(err(&shared).trim_end().ends_with(&format!("chmod 600 {}", key.display())), "{shared:?}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
 use crate::backoff::Bounds;
@@ -48,15 +48,78 @@ fn the_own_key_is_made_once_and_for_nobody_else() {
     let again = load_identities(&own(true), None).unwrap();
     assert!(!again.just_made);
     assert_eq!(again.own_public_key.unwrap(), line);
-    assert_eq!(generate_key(&path, &own(true).name).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(generate_key(&path, &own(true).name, Existing::Keep).unwrap(), KeyFile::Kept);
+    assert_eq!(load_identities(&own(true), None).unwrap().own_public_key.unwrap(), line);
+    assert_eq!(generate_key(&path, &own(true).name, Existing::Replace).unwrap(), KeyFile::Made);
+    let replaced = load_identities(&own(true), None).unwrap().own_public_key.unwrap();
+    assert_ne!(replaced, line);
+    assert_eq!(fs::read_to_string(public_path(&path)).unwrap().trim(), replaced);
+    fs::remove_file(public_path(&path)).unwrap();
+    restore_public_key(&path, &replaced).unwrap();
+    restore_public_key(&path, "another").unwrap();
+    assert_eq!(fs::read_to_string(public_path(&path)).unwrap().trim(), replaced);
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 2, "something was left behind");
+}
+
+#[test]
+fn what_stands_in_the_way_of_a_key_is_not_taken_for_one() {
+    let name = Name::parse("prod").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prod");
+    fs::create_dir(dir.path().join("prod.unfinished")).unwrap();
+    symlink("nowhere", &path).unwrap();
+    let error = generate_key(&path, &name, Existing::Keep).unwrap_err();
+    assert_eq!(error.to_string(), "it is a link to a file that does not exist");
+    assert_eq!(generate_key(&path, &name, Existing::Replace).unwrap(), KeyFile::Made);
+    assert!(!path.is_symlink());
+    // The state directory is a file.
+    assert!(generate_key(&path.join("keys/prod"), &name, Existing::Keep).is_err());
+    // What cannot be replaced stays, and nothing is left behind.
+    let path = dir.path().join("full");
+    fs::create_dir_all(path.join("of")).unwrap();
+    assert!(generate_key(&path, &name, Existing::Replace).is_err());
+    let left = fs::read_dir(dir.path()).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_file());
+    assert_eq!(left.count(), 2, "only the key and its public half are files");
+}
+
+#[test]
+fn what_root_makes_belongs_to_the_owner_of_the_directory() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(dir.path(), Some(12345), Some(54321)).unwrap();
+    let path = dir.path().join("keys/prod");
+    generate_key(&path, &Name::parse("prod").unwrap(), Existing::Keep).unwrap();
+    for made in [path.parent().unwrap(), &path, &public_path(&path)] {
+        let metadata = fs::metadata(made).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (12345, 54321), "{}", made.display());
+    }
+}
+
+#[test]
+fn what_is_given_away_is_what_was_opened() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (theirs, name) = (dir.path().join("theirs"), dir.path().join("name"));
+    fs::create_dir(&theirs).unwrap();
+    std::os::unix::fs::chown(&theirs, Some(12345), None).unwrap();
+    let file = File::create(&name).unwrap();
+    fs::remove_file(&name).unwrap();
+    fs::write(dir.path().join("ours"), "").unwrap();
+    symlink("ours", &name).unwrap();
+    give_to(&file, &fs::metadata(&theirs).unwrap()).unwrap();
+    assert_eq!(fs::metadata(dir.path().join("ours")).unwrap().uid(), 0);
+    assert_eq!(file.metadata().unwrap().uid(), 12345);
 }
 
 #[test]
 fn a_key_that_others_can_read_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("key");
-    generate_key(&path, &Name::parse("prod").unwrap()).unwrap();
+    generate_key(&path, &Name::parse("prod").unwrap(), Existing::Keep).unwrap();
     for bad in [0o640, 0o604, 0o644, 0o602] {
         fs::set_permissions(&path, fs::Permissions::from_mode(bad)).unwrap();
         let failure = failure(&path);
@@ -99,7 +162,7 @@ fn what_is_not_a_private_key_is_named() {
 fn one_good_key_of_a_list_is_enough() {
     let dir = tempfile::tempdir().unwrap();
     let good = dir.path().join("good");
-    generate_key(&good, &Name::parse("prod").unwrap()).unwrap();
+    generate_key(&good, &Name::parse("prod").unwrap(), Existing::Keep).unwrap();
     let paths = vec![dir.path().join("missing"), good];
     assert_eq!(load_identities(&plan(IdentityPlan::Files(paths)), None).unwrap().keys.len(), 1);
 }
@@ -110,8 +173,7 @@ fn an_encrypted_key_needs_its_passphrase() {
     let path = dir.path().join("key");
     let mut rng = russh::keys::key::safe_rng();
     let key = PrivateKey::random(&mut rng, Algorithm::Ed25519).unwrap().encrypt(&mut rng, "sesame").unwrap();
-    let owner = fs::metadata(dir.path()).unwrap();
-    write_new(&path, 0o600, key.to_openssh(LineEnding::LF).unwrap().as_bytes(), &owner).unwrap();
+    place(&path, 0o600, key.to_openssh(LineEnding::LF).unwrap().as_bytes(), Existing::Keep).unwrap();
     assert_eq!(failure(&path).cause, Cause::AuthPassphrase);
     let open = |passphrase: &str| {
         load_identities(
