@@ -37,7 +37,7 @@ const AFTER: &str = "Begin with a configuration file (the README shows the small
   tunnelkeeper status            what is up, what is not, and why?";
 
 #[derive(Parser)]
-#[command(name = "tunnelkeeper", version, about = ABOUT, after_help = AFTER, disable_help_subcommand = true)]
+#[command(name = "tunnelkeeper", version, about = ABOUT, after_help = AFTER)]
 struct Arguments {
     /// The configuration file [default: $TUNNELKEEPER_CONFIG, else /etc/tunnelkeeper/tunnelkeeper.toml]
     ///
@@ -115,11 +115,17 @@ enum Stop {
     Failed(String),
     /// The configuration cannot be used.
     Configuration(Vec<Problem>),
+    /// Whoever reads what it prints has seen enough.
+    Unread,
 }
 
+/// Of what is printed.
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
-        Self::Failed(error.to_string())
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::Unread,
+            _ => Self::Failed(format!("the output cannot be written: {}", plain(&error))),
+        }
     }
 }
 
@@ -136,7 +142,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Neither stream is locked for longer than a line: the daemon's log goes to one of them.
     let (mut out, mut err) = (io::stdout(), io::stderr());
     let code = match dispatch(arguments, &mut out) {
-        Ok(()) => DONE,
+        Ok(()) | Err(Stop::Unread) => DONE,
         Err(Stop::Failed(text)) => {
             let _ = writeln!(err, "tunnelkeeper: {text}");
             FAILED

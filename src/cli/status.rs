@@ -15,8 +15,8 @@ pub(super) fn status(
 ) -> Result<(), Stop> {
     let url = url.unwrap_or(client::DEFAULT_URL).trim_end_matches('/');
     let text = runtime()?.block_on(client::get(url, "/api/v1/status")).map_err(Stop::Failed)?;
-    let mut snapshot: Snapshot = serde_json::from_str(&text)
-        .map_err(|error| Stop::Failed(format!("the answer of {url} is not a daemon's status: {error}")))?;
+    let mut snapshot: Snapshot =
+        serde_json::from_str(&text).map_err(|_| Stop::Failed(client::not_a_daemon(url)))?;
     keep_only(&mut snapshot, names)?;
     match format {
         Format::Json => {

@@ -39,6 +39,7 @@ fn help_is_enough_to_begin_with() {
     assert!(help(&["status", "--help"]).contains("TUNNELKEEPER_URL"));
     assert!(help(&["config", "show", "--help"]).contains("secrets masked"));
     assert!(help(&["--version"]).starts_with("tunnelkeeper "));
+    assert_eq!(help(&["help", "keygen"]), help(&["keygen", "--help"]));
 }
 
 #[test]
@@ -114,6 +115,21 @@ fn check_and_show() {
         let found = keys.iter().find(|found| found["key"] == key).unwrap();
         assert_eq!(found["value"], value, "{key}");
     }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let (_dir, config) = configured(SMALL);
+    for arguments in [&["config", "show"][..], &["config", "check"], &["keygen", "prod"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command(&config, arguments).stdout(writer).output().unwrap();
+        assert_eq!((output.status.code(), err(&output).as_str()), (Some(0), ""), "{arguments:?}");
+    }
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = command(&config, &["config", "show"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(err(&output), "tunnelkeeper: the output cannot be written: No space left on device\n");
 }
 
 #[test]
@@ -302,6 +318,14 @@ fn status_shows_what_is_up_and_what_is_not() {
     let nobody = run(&daemon.config(), &["status", "--url", &format!("http://127.0.0.1:{}", free_port())]);
     assert_eq!(nobody.status.code(), Some(1));
     assert!(err(&nobody).contains("no daemon answers at") && err(&nobody).contains("--url"), "{nobody:?}");
+    let unset = command(Path::new("/none"), &["status"]).env("TUNNELKEEPER_URL", "").output().unwrap();
+    assert!(!err(&unset).contains("is not the address of a daemon"), "{unset:?}");
+    let sshd = format!("http://127.0.0.1:{}", bastion.port);
+    let foreign = run(&daemon.config(), &["status", "--url", &sshd]);
+    assert!(
+        err(&foreign).contains(&format!("what answers at {sshd} is not tunnelkeeper: name")),
+        "{foreign:?}"
+    );
     let nonsense = run(&daemon.config(), &["status", "--url", "ftp://x"]);
     assert!(err(&nonsense).contains("is not the address of a daemon"), "{nonsense:?}");
 }
