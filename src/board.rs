@@ -130,7 +130,7 @@ fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
         stalled_seconds: stalled.as_secs_f64(),
         refusing: tunnel.refusing,
         next_attempt: tunnel.next_attempt.map(|moment| Stamp(moment.wall)),
-        last_failure: tunnel.last_failure.as_ref().map(Trouble::from),
+        last_failure: tunnel.last_failure.as_ref().map(|incident| Trouble::new(incident, !tunnel.is_up())),
         public_key: tunnel.public_key.clone(),
         sessions: tunnel.sessions.iter().map(session).collect(),
     }
@@ -167,14 +167,20 @@ fn database(unit: &DatabaseUnit, tunnel: Option<Arc<TunnelState>>, now: Instant)
         uptime_seconds: tunnel.map_or(0.0, |tunnel| tunnel.uptime.total(now).as_secs_f64()),
         clients_active: clients.len() - held,
         clients_held: held,
-        last_failure: forward.last_failure.as_ref().map(Trouble::from),
+        last_failure: forward
+            .last_failure
+            .as_ref()
+            .map(|incident| Trouble::new(incident, forward.failing.is_some())),
         probe: Probe {
             level: plan.probe.level.as_str().to_owned(),
             verdict: probe.health.as_str().to_owned(),
             since: probe.since.map(|moment| Stamp(moment.wall)).filter(|_| probe.health != Health::Unknown),
             latency_seconds: probe.latency.map(|time| time.as_secs_f64()),
             last_success: probe.last_success.map(|moment| Stamp(moment.wall)),
-            last_failure: probe.last_failure.as_ref().map(Trouble::from),
+            last_failure: probe
+                .last_failure
+                .as_ref()
+                .map(|incident| Trouble::new(incident, probe.health != Health::Up)),
         },
         clients: clients.iter().map(|client| self::client(client)).collect(),
     }

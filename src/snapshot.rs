@@ -59,6 +59,20 @@ pub struct Snapshot {
     pub databases: Vec<Database>,
 }
 
+impl Snapshot {
+    /// How long ago something was, for people.
+    #[must_use]
+    pub fn age(&self, stamp: Stamp) -> String {
+        humantime::format_duration(Duration::from_secs(stamp.age(self.at.0).as_secs())).to_string()
+    }
+}
+
+/// A short time, for people.
+#[must_use]
+pub fn show_millis(seconds: f64) -> String {
+    format!("{:.1} ms", seconds * 1000.0)
+}
+
 /// The daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names say it")]
@@ -94,6 +108,25 @@ pub struct Bastion {
     /// The key that it has to be told, while it rejects it.
     pub public_key: Option<String>,
     pub sessions: Vec<Session>,
+}
+
+impl Bastion {
+    /// The sessions that have been established.
+    pub fn established(&self) -> impl Iterator<Item = &Session> {
+        self.sessions.iter().filter(|session| session.state != "connecting")
+    }
+
+    /// The longest round trip of its sessions, in seconds.
+    #[must_use]
+    pub fn worst_round_trip(&self) -> Option<f64> {
+        self.sessions.iter().filter_map(|session| session.round_trip_seconds).reduce(f64::max)
+    }
+
+    /// Clients on all its sessions.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.sessions.iter().map(|session| session.clients).sum()
+    }
 }
 
 /// One SSH session.
@@ -171,10 +204,15 @@ pub struct Trouble {
     pub hint: String,
     pub since: Stamp,
     pub last: Stamp,
+    /// It lasts: what failed has not gone well since.
+    #[serde(default)]
+    pub current: bool,
 }
 
-impl From<&Incident> for Trouble {
-    fn from(incident: &Incident) -> Self {
+impl Trouble {
+    /// An incident, and whether it lasts.
+    #[must_use]
+    pub fn new(incident: &Incident, current: bool) -> Self {
         Self {
             phase: incident.failure.cause.phase().as_str().to_owned(),
             reason: incident.failure.cause.reason().to_owned(),
@@ -182,7 +220,14 @@ impl From<&Incident> for Trouble {
             hint: incident.failure.hint().to_owned(),
             since: Stamp(incident.since.wall),
             last: Stamp(incident.last.wall),
+            current,
         }
+    }
+
+    /// The one that lasts.
+    #[must_use]
+    pub fn lasting(trouble: Option<&Self>) -> Option<&Self> {
+        trouble.filter(|trouble| trouble.current)
     }
 }
 
@@ -193,8 +238,48 @@ impl std::fmt::Display for Trouble {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    /// A bastion that refuses the key, and one that is up while the database behind it cannot be reached.
+    pub(crate) fn troubled() -> Snapshot {
+        let trouble = |phase: &str, reason: &str, current: bool| {
+            json!({
+                "phase": phase, "reason": reason, "detail": "the \u{1b}[2Jdetail", "hint": format!("heal {reason}"),
+                "since": "2024-01-01T00:00:00Z", "last": "2024-01-01T00:00:09Z", "current": current,
+            })
+        };
+        let bastion = |name: &str, up: bool, key: Option<&str>| {
+            json!({
+                "name": name, "host": "bastion.example.com", "port": 22, "user": "keeper", "up": up, "up_since": null,
+                "down_since": null, "uptime_seconds": 0.0, "stalled_seconds": 0.0, "refusing": !up, "next_attempt": null,
+                "last_failure": trouble("auth", "rejected", !up), "public_key": key, "sessions": [],
+            })
+        };
+        let database = |name: &str, bastion: &str, up: bool| {
+            json!({
+                "name": name, "kind": "postgres", "host": "d", "port": 5432, "bastions": [bastion],
+                "listen": ["127.0.0.1:15432"], "up": up, "uptime_seconds": 0.0, "clients_active": 0, "clients_held": 1,
+                "last_failure": trouble("channel", "prohibited", up), "clients": [],
+                "probe": {
+                    "level": "query", "verdict": "down", "since": null, "latency_seconds": null, "last_success": null,
+                    "last_failure": trouble("db_login", "rejected", true),
+                },
+            })
+        };
+        serde_json::from_value(json!({
+            "at": "2024-01-01T00:00:10Z",
+            "daemon": {
+                "version": "1", "pid": 1, "started": "2024-01-01T00:00:00Z", "ready": false,
+                "not_ready_because": ["draining: the daemon was told to stop"],
+            },
+            "bastions": [bastion("gone", false, Some("ssh-ed25519 AAAA")), bastion("prod", true, None)],
+            "databases": [database("analytics", "prod", true), database("lost", "gone", false)],
+        }))
+        .unwrap()
+    }
 
     #[test]
     fn stamps_survive_the_wire() {

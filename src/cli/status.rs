@@ -1,11 +1,14 @@
 //! `status`: the running daemon's view, as a table for people or as it came for programs.
 
 use std::io::Write;
-use std::time::Duration;
 
 use super::{Format, Stop, runtime};
 use crate::client;
-use crate::snapshot::{Bastion, Database, Snapshot, Stamp, Trouble};
+use crate::failure::one_line;
+use crate::snapshot::{Bastion, Database, Snapshot, Trouble, show_millis};
+
+/// Longer than anything that a daemon has to say, in characters.
+const MAX_SHOWN: usize = 2000;
 
 pub(super) fn status(
     url: Option<&str>,
@@ -22,11 +25,23 @@ pub(super) fn status(
         Format::Json => {
             let text =
                 serde_json::to_string_pretty(&snapshot).map_err(|error| Stop::Failed(error.to_string()))?;
-            writeln!(out, "{text}")?;
+            writeln!(out, "{}", escape_controls(&text))?;
         }
         Format::Text => print(&snapshot, out)?,
     }
     Ok(())
+}
+
+/// JSON leaves those beyond ASCII as they are, and a terminal may obey them.
+fn escape_controls(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        match u32::from(c) {
+            code @ 0x7f..=0x9f => escaped.push_str(&format!("\\u{code:04x}")),
+            _ => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 fn keep_only(snapshot: &mut Snapshot, names: &[String]) -> Result<(), Stop> {
@@ -34,12 +49,16 @@ fn keep_only(snapshot: &mut Snapshot, names: &[String]) -> Result<(), Stop> {
         let known = snapshot.bastions.iter().map(|bastion| &bastion.name);
         let mut known = known.chain(snapshot.databases.iter().map(|database| &database.name));
         if !known.any(|known| known == name) {
+            let name = name.escape_debug();
             return Err(Stop::Failed(format!("the daemon has no bastion or database \"{name}\"")));
         }
     }
     if !names.is_empty() {
-        snapshot.bastions.retain(|bastion| names.contains(&bastion.name));
-        snapshot.databases.retain(|database| names.contains(&database.name));
+        let Snapshot { bastions, databases, .. } = snapshot;
+        databases.retain(|database| names.contains(&database.name));
+        // Why a database cannot be reached is mostly to be seen at its bastion.
+        let behind = |name: &String| databases.iter().any(|database| database.bastions.contains(name));
+        bastions.retain(|bastion| names.contains(&bastion.name) || behind(&bastion.name));
     }
     Ok(())
 }
@@ -47,13 +66,9 @@ fn keep_only(snapshot: &mut Snapshot, names: &[String]) -> Result<(), Stop> {
 fn print(snapshot: &Snapshot, out: &mut impl Write) -> std::io::Result<()> {
     let daemon = &snapshot.daemon;
     let ready = if daemon.ready { "ready".to_owned() } else { daemon.not_ready_because.join("; ") };
-    writeln!(
-        out,
-        "tunnelkeeper {}, pid {}, running for {}: {ready}",
-        daemon.version,
-        daemon.pid,
-        age(snapshot, daemon.started)
-    )?;
+    let (version, pid, age) = (&daemon.version, daemon.pid, snapshot.age(daemon.started));
+    let line = format!("tunnelkeeper {version}, pid {pid}, running for {age}: {ready}");
+    writeln!(out, "{}", one_line(&line, MAX_SHOWN))?;
     let mut bastions = Table::new(&["BASTION", "TUNNEL", "ADDRESS", "SESSIONS", "ROUND TRIP", "CLIENTS"]);
     for bastion in &snapshot.bastions {
         add_bastion(&mut bastions, snapshot, bastion);
@@ -68,37 +83,35 @@ fn print(snapshot: &Snapshot, out: &mut impl Write) -> std::io::Result<()> {
 }
 
 fn add_bastion(table: &mut Table, snapshot: &Snapshot, bastion: &Bastion) {
-    let established = bastion.sessions.iter().filter(|session| session.state != "connecting").count();
-    let round_trip =
-        bastion.sessions.iter().filter_map(|session| session.round_trip_seconds).reduce(f64::max);
-    let clients: usize = bastion.sessions.iter().map(|session| session.clients).sum();
     let (word, since) = if bastion.up { ("up", bastion.up_since) } else { ("down", bastion.down_since) };
-    let tunnel = since.map_or(word.to_owned(), |since| format!("{word} {}", age(snapshot, since)));
-    table.row(vec![
+    let tunnel = since.map_or(word.to_owned(), |since| format!("{word} {}", snapshot.age(since)));
+    table.row(&[
         bastion.name.clone(),
         tunnel,
         format!("{}@{}:{}", bastion.user, bastion.host, bastion.port),
-        established.to_string(),
-        round_trip.map_or("-".to_owned(), millis),
-        clients.to_string(),
+        bastion.established().count().to_string(),
+        bastion.worst_round_trip().map_or("-".to_owned(), show_millis),
+        bastion.clients().to_string(),
     ]);
     if bastion.up {
         return;
     }
-    table.explain(snapshot, bastion.last_failure.as_ref());
+    table.explain("", snapshot, bastion.last_failure.as_ref());
     if let Some(key) = &bastion.public_key {
-        table.line(format!("key:  {key}"));
+        table.line(&format!("key:  {key}"));
+        let keygen = format!("`tunnelkeeper keygen {}`", bastion.name);
+        table.line(&format!("{keygen} prints it with the restrictions that belong before it"));
     }
     if let Some(next) = bastion.next_attempt.filter(|next| next.0 > snapshot.at.0) {
         let seconds = next.0.duration_since(snapshot.at.0).unwrap_or_default().as_secs_f64().ceil();
-        table.line(format!("next attempt in {seconds} s"));
+        table.line(&format!("next attempt in {seconds} s"));
     }
 }
 
 fn add_database(table: &mut Table, snapshot: &Snapshot, database: &Database) {
     let probe = &database.probe;
-    let latency = probe.latency_seconds.filter(|_| probe.verdict == "up").map(millis);
-    table.row(vec![
+    let latency = probe.latency_seconds.filter(|_| probe.verdict == "up").map(show_millis);
+    table.row(&[
         database.name.clone(),
         database.listen.join(" "),
         database.bastions.join(" "),
@@ -107,17 +120,8 @@ fn add_database(table: &mut Table, snapshot: &Snapshot, database: &Database) {
         database.clients_active.to_string(),
         database.clients_held.to_string(),
     ]);
-    if probe.verdict != "up" {
-        table.explain(snapshot, probe.last_failure.as_ref());
-    }
-}
-
-fn age(snapshot: &Snapshot, stamp: Stamp) -> String {
-    humantime::format_duration(Duration::from_secs(stamp.age(snapshot.at.0).as_secs())).to_string()
-}
-
-fn millis(seconds: f64) -> String {
-    format!("{:.1} ms", seconds * 1000.0)
+    table.explain("clients: ", snapshot, database.last_failure.as_ref());
+    table.explain("probe: ", snapshot, probe.last_failure.as_ref());
 }
 
 /// Columns as wide as their widest cell, and lines of text between the rows.
@@ -135,18 +139,19 @@ impl Table {
         Self { rows: vec![Row::Cells(head.iter().map(|cell| (*cell).to_owned()).collect())] }
     }
 
-    fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(Row::Cells(cells));
+    /// Whatever answered may have put anything into it.
+    fn row(&mut self, cells: &[String]) {
+        self.rows.push(Row::Cells(cells.iter().map(|cell| one_line(cell, MAX_SHOWN)).collect()));
     }
 
-    fn line(&mut self, text: String) {
-        self.rows.push(Row::Line(text));
+    fn line(&mut self, text: &str) {
+        self.rows.push(Row::Line(one_line(text, MAX_SHOWN)));
     }
 
-    fn explain(&mut self, snapshot: &Snapshot, trouble: Option<&Trouble>) {
-        if let Some(trouble) = trouble {
-            self.line(format!("{trouble} (for {})", age(snapshot, trouble.since)));
-            self.line(format!("hint: {}", trouble.hint));
+    fn explain(&mut self, whose: &str, snapshot: &Snapshot, trouble: Option<&Trouble>) {
+        if let Some(trouble) = Trouble::lasting(trouble) {
+            self.line(&format!("{whose}{trouble} (for {})", snapshot.age(trouble.since)));
+            self.line(&format!("hint: {}", trouble.hint));
         }
     }
 
@@ -174,5 +179,60 @@ impl Table {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::tests::troubled;
+
+    fn printed(names: &[&str]) -> String {
+        let mut snapshot = troubled();
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        assert!(keep_only(&mut snapshot, &names).is_ok());
+        let mut out = Vec::new();
+        print(&snapshot, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn what_lasts_is_explained_on_lines_of_its_own() {
+        let text = printed(&["analytics"]);
+        let lines: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("analytics")).collect();
+        assert_eq!(
+            lines.get(1..),
+            Some(
+                &[
+                    "  clients: channel prohibited: the  [2Jdetail (for 10s)",
+                    "  hint: heal prohibited",
+                    "  probe: db_login rejected: the  [2Jdetail (for 10s)",
+                    "  hint: heal rejected"
+                ][..]
+            ),
+            "{text}"
+        );
+        assert!(!text.contains("auth rejected"), "{text}");
+    }
+
+    #[test]
+    fn what_a_terminal_obeys_is_escaped_in_json() {
+        let text = "\u{9b}2J\u{7f}ä";
+        let json = escape_controls(&serde_json::to_string(text).unwrap());
+        assert_eq!(json, "\"\\u009b2J\\u007fä\"");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+    }
+
+    #[test]
+    fn a_database_is_shown_with_its_bastion() {
+        let text = printed(&["lost"]);
+        assert!(text.contains("gone ") && !text.contains("prod") && !text.contains("analytics"), "{text}");
+        assert!(text.contains("auth rejected: ") && !text.contains("channel prohibited"), "{text}");
+        assert!(
+            text.contains("key:  ssh-ed25519 AAAA") && text.contains("`tunnelkeeper keygen gone`"),
+            "{text}"
+        );
+        let text = printed(&["gone"]);
+        assert!(!text.contains("lost"), "{text}");
     }
 }

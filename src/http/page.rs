@@ -1,10 +1,8 @@
 //! The status page: the snapshot for people, without scripts.
 
-use std::time::Duration;
-
 use maud::{DOCTYPE, Markup, html};
 
-use crate::snapshot::{Bastion, Database, Snapshot, Stamp, Trouble};
+use crate::snapshot::{Bastion, Database, Snapshot, Trouble, show_millis};
 
 const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
@@ -34,7 +32,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
                 p {
                     @if daemon.ready { span.up { "ready" } }
                     @else { span.down { (daemon.not_ready_because.join("; ")) } }
-                    ", running for " (ago(snapshot, daemon.started)) ", pid " (daemon.pid)
+                    ", running for " (snapshot.age(daemon.started)) ", pid " (daemon.pid)
                 }
                 h2 { "Bastions" }
                 table {
@@ -53,31 +51,26 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     page.into_string()
 }
 
-fn ago(snapshot: &Snapshot, stamp: Stamp) -> String {
-    let seconds = stamp.age(snapshot.at.0).as_secs();
-    humantime::format_duration(Duration::from_secs(seconds)).to_string()
-}
-
 fn bastion_row(snapshot: &Snapshot, bastion: &Bastion) -> Markup {
-    let established = bastion.sessions.iter().filter(|session| session.state != "connecting");
-    let round_trip =
-        bastion.sessions.iter().filter_map(|session| session.round_trip_seconds).reduce(f64::max);
-    let clients: usize = bastion.sessions.iter().map(|session| session.clients).sum();
     html! {
         tr {
             td { (bastion.name) }
             td {
-                @if bastion.up { span.up { "up" } @if let Some(since) = bastion.up_since { " for " (ago(snapshot, since)) } }
-                @else { span.down { "down" } @if let Some(since) = bastion.down_since { " for " (ago(snapshot, since)) } }
-                @if !bastion.up { @if let Some(trouble) = &bastion.last_failure { (explain(snapshot, trouble)) } }
+                @if bastion.up { span.up { "up" } @if let Some(since) = bastion.up_since { " for " (snapshot.age(since)) } }
+                @else { span.down { "down" } @if let Some(since) = bastion.down_since { " for " (snapshot.age(since)) } }
+                (explain(snapshot, bastion.last_failure.as_ref()))
                 @if let Some(key) = &bastion.public_key {
-                    div.hint { "Its authorized_keys needs: " code { (key) } }
+                    div.hint {
+                        "Its authorized_keys needs: " code { (key) } ". "
+                        code { "tunnelkeeper keygen " (bastion.name) }
+                        " prints it with the restrictions that belong before it."
+                    }
                 }
             }
             td { (bastion.user) "@" (bastion.host) ":" (bastion.port) }
-            td { (established.count()) }
-            td { @match round_trip { Some(time) => { (millis(time)) } None => "–" } }
-            td { (clients) }
+            td { (bastion.established().count()) }
+            td { @match bastion.worst_round_trip() { Some(time) => { (show_millis(time)) } None => "–" } }
+            td { (bastion.clients()) }
         }
     }
 }
@@ -96,12 +89,13 @@ fn database_row(snapshot: &Snapshot, database: &Database) -> Markup {
             td {
                 @if database.up { span.up { "up" } } @else { span.down { "down" } }
                 div.hint { "through " (database.bastions.join(", ")) }
+                (explain(snapshot, database.last_failure.as_ref()))
             }
             td {
                 span class=(class) { (probe.verdict) }
-                @if let (true, Some(time)) = (probe.verdict == "up", probe.latency_seconds) { " " (millis(time)) }
+                @if let (true, Some(time)) = (probe.verdict == "up", probe.latency_seconds) { " " (show_millis(time)) }
                 div.hint { "level " (probe.level) }
-                @if probe.verdict != "up" { @if let Some(trouble) = &probe.last_failure { (explain(snapshot, trouble)) } }
+                (explain(snapshot, probe.last_failure.as_ref()))
             }
             td { (database.clients_active) }
             td { (database.clients_held) }
@@ -109,13 +103,32 @@ fn database_row(snapshot: &Snapshot, database: &Database) -> Markup {
     }
 }
 
-fn explain(snapshot: &Snapshot, trouble: &Trouble) -> Markup {
+fn explain(snapshot: &Snapshot, trouble: Option<&Trouble>) -> Markup {
     html! {
-        div.trouble { (trouble) " (since " (ago(snapshot, trouble.since)) ")" }
-        div.hint { (trouble.hint) }
+        @if let Some(trouble) = Trouble::lasting(trouble) {
+            div.trouble { (trouble) " (for " (snapshot.age(trouble.since)) ")" }
+            div.hint { (trouble.hint) }
+        }
     }
 }
 
-fn millis(seconds: f64) -> String {
-    format!("{:.1} ms", seconds * 1000.0)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::tests::troubled;
+
+    #[test]
+    fn what_lasts_is_explained() {
+        let page = render(&troubled());
+        for (text, times) in [
+            ("auth rejected: the", 1),
+            ("channel prohibited: the", 1),
+            ("db_login rejected: the", 2),
+            ("(for 10s)", 4),
+            ("heal prohibited", 1),
+            ("tunnelkeeper keygen gone", 1),
+        ] {
+            assert_eq!(page.matches(text).count(), times, "{text} in {page}");
+        }
+    }
 }

@@ -278,10 +278,12 @@ fn status_shows_what_is_up_and_what_is_not() {
     let bastion = Bastion::start();
     let config = format!(
         "[bastions.gone]\nhost = \"127.0.0.1\"\nport = {}\nuser = \"u\"\n[databases.lost]\nbastion = \"gone\"\nhost = \"h\"\n\
-         listen = \"127.0.0.1:0\"\n{}{}",
+         listen = \"127.0.0.1:0\"\n{}{}[databases.shut]\nbastion = \"prod\"\nhost = \"127.0.0.1\"\nport = {}\n\
+         listen = \"127.0.0.1:0\"\nhold = {{ timeout = \"0s\" }}\nprobe = {{ level = \"off\" }}\n",
         free_port(),
         bastion.section("prod", bastion.port),
-        Postgres::shared().section("analytics", "prod")
+        Postgres::shared().section("analytics", "prod"),
+        free_port()
     );
     let daemon = Daemon::start(&config);
     daemon.wait_up("prod");
@@ -289,6 +291,7 @@ fn status_shows_what_is_up_and_what_is_not() {
     crate::support::eventually("the probe is answered", || {
         (daemon.database("analytics")["probe"]["verdict"] == "up").then_some(())
     });
+    crate::support::client::run_psql(daemon.address("shut"), "user=trusted", "SELECT 1").unwrap_err();
     let url = daemon.url();
     let output = run(&daemon.config(), &["status", "--url", &url]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -301,6 +304,7 @@ fn status_shows_what_is_up_and_what_is_not() {
         " up ",
         " down ",
         "tcp refused: cannot connect to",
+        "clients: channel connect_failed: ",
         "hint: ",
         "next attempt in",
     ] {
@@ -309,6 +313,9 @@ fn status_shows_what_is_up_and_what_is_not() {
     let one =
         command(Path::new("/none"), &["status", "analytics"]).env("TUNNELKEEPER_URL", &url).output().unwrap();
     assert!(out(&one).contains("analytics") && !out(&one).contains("gone"), "{one:?}");
+    let lost = run(&daemon.config(), &["status", "lost", "--url", &url]);
+    assert!(out(&lost).contains("tcp refused") && !out(&lost).contains("analytics"), "{lost:?}");
+    assert_eq!(daemon.database("shut")["last_failure"]["current"], true);
     let json = run(&daemon.config(), &["status", "--format", "json", "--url", &url]);
     let snapshot: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(snapshot["bastions"].as_array().unwrap().len(), 2);
