@@ -70,8 +70,7 @@ pub async fn serve(
 
 async fn converse(io: TokioIo<tokio::net::TcpStream>, peer: SocketAddr, routes: Arc<Routes>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response: Response<Full<Bytes>> =
-            routes.answer(request.method(), request.uri(), request.headers());
+        let response: Response<Full<Bytes>> = routes.answer(&request);
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let mut server = http1::Builder::new();

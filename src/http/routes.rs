@@ -1,19 +1,17 @@
 //! Which path answers what.
 
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap, HeaderValue,
-};
-use hyper::{Method, Response, StatusCode, Uri};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode, Version};
 
 use super::page;
 use crate::board::Board;
 use crate::metrics::Metrics;
-use crate::snapshot::{Database, Snapshot};
+use crate::snapshot::{Bastion, Database, Snapshot, Trouble};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -41,14 +39,14 @@ fn plain(status: StatusCode, body: impl Into<String>) -> Answer {
 }
 
 impl Routes {
-    pub(super) fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response<Full<Bytes>> {
-        let answer = if *method != Method::GET && *method != Method::HEAD {
+    pub(super) fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let answer = if !matches!(*request.method(), Method::GET | Method::HEAD) {
             plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered")
-        } else if self.loopback && !is_local(headers.get(HOST)) {
+        } else if self.loopback && !is_addressed_to_us(request) {
             // A page of another site must not reach us by a name that it has pointed at this machine.
             plain(StatusCode::MISDIRECTED_REQUEST, "this address answers for localhost only")
         } else {
-            self.route(uri.path())
+            self.route(request.uri().path())
         };
         respond(answer)
     }
@@ -69,7 +67,7 @@ impl Routes {
             },
             "/api/v1/status" => status(&self.board.snapshot()),
             _ => match path.strip_prefix("/readyz/") {
-                Some(name) => ready_database(&self.board.snapshot(), name),
+                Some(name) => ready_database(&self.board.snapshot(), name, self.everything),
                 None => {
                     plain(StatusCode::NOT_FOUND, "there is nothing here: see /, /metrics, /readyz, /livez")
                 }
@@ -100,11 +98,11 @@ fn ready(snapshot: &Snapshot) -> Answer {
     }
 }
 
-fn ready_database(snapshot: &Snapshot, name: &str) -> Answer {
+fn ready_database(snapshot: &Snapshot, name: &str, in_detail: bool) -> Answer {
     let Some(database) = snapshot.databases.iter().find(|database| database.name == name) else {
         return plain(StatusCode::NOT_FOUND, "there is no database of this name");
     };
-    let failing = failing_checks(snapshot, database);
+    let failing = failing_checks(snapshot, database, in_detail);
     if failing.is_empty() {
         plain(StatusCode::OK, "ready")
     } else {
@@ -112,32 +110,53 @@ fn ready_database(snapshot: &Snapshot, name: &str) -> Answer {
     }
 }
 
-fn failing_checks(snapshot: &Snapshot, database: &Database) -> Vec<String> {
-    let mut failing = snapshot.daemon.not_ready_because.clone();
+/// A detail names hosts, accounts and keys, which other machines need not know to raise an alarm.
+fn failing_checks(snapshot: &Snapshot, database: &Database, in_detail: bool) -> Vec<String> {
+    let why = |trouble: Option<&Trouble>| match trouble {
+        Some(trouble) if in_detail => format!(": {trouble}"),
+        Some(trouble) => format!(": {} {}", trouble.phase, trouble.reason),
+        None => String::new(),
+    };
+    let mut failing = Vec::new();
     if !database.up {
-        let behind = |bastion: &&crate::snapshot::Bastion| database.bastions.contains(&bastion.name);
+        let behind = |bastion: &&Bastion| database.bastions.contains(&bastion.name);
         for bastion in snapshot.bastions.iter().filter(behind) {
-            let why = bastion.last_failure.as_ref().map(|trouble| format!(": {trouble}"));
-            failing.push(format!("tunnel: bastion {} is down{}", bastion.name, why.unwrap_or_default()));
+            let why = why(bastion.last_failure.as_ref());
+            failing.push(format!("tunnel: bastion {} is down{why}", bastion.name));
         }
     }
     if database.probe.verdict == "down" {
-        let why = database.probe.last_failure.as_ref().map(|trouble| format!(": {trouble}"));
-        failing.push(format!("probe: down{}", why.unwrap_or_default()));
+        failing.push(format!("probe: down{}", why(database.probe.last_failure.as_ref())));
     }
     failing
 }
 
-/// Whether a request was addressed to this machine by a name that only means this machine.
-fn is_local(host: Option<&HeaderValue>) -> bool {
-    // HTTP/1.0 needs no Host, and no browser speaks it.
-    let Some(host) = host else { return true };
-    let Ok(host) = host.to_str() else { return false };
-    let name = match host.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
+/// Whether a request names this machine by what only means this machine.
+fn is_addressed_to_us<B>(request: &Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().is_ok_and(is_local),
+        (Some(_), Some(_)) => false,
+        // HTTP/1.0 needs no Host, and no browser speaks it.
+        (None, _) => request.version() < Version::HTTP_11,
+    }
+}
+
+fn is_local(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        // It is within the brackets of an IPv6 address.
+        Some((_, rest)) if rest.ends_with(']') => host,
+        Some((name, port)) if port.parse::<u16>().is_ok() => name,
+        Some(_) => return false,
+        None => host,
     };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(v6) => v6.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback()),
+        None => {
+            name.strip_suffix('.').unwrap_or(name).eq_ignore_ascii_case("localhost")
+                || name.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+        }
+    }
 }
 
 fn respond(answer: Answer) -> Response<Full<Bytes>> {
@@ -159,6 +178,7 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::tests::troubled;
 
     fn routes(loopback: bool, everything: bool) -> Routes {
         let board = Arc::new(Board::default());
@@ -167,10 +187,8 @@ mod tests {
     }
 
     fn ask(routes: &Routes, method: &str, path: &str, host: &str) -> u16 {
-        let mut headers = HeaderMap::new();
-        headers.insert(HOST, HeaderValue::from_str(host).unwrap());
-        let method = Method::from_bytes(method.as_bytes()).unwrap();
-        routes.answer(&method, &path.parse().unwrap(), &headers).status().as_u16()
+        let request = Request::builder().method(method).uri(path).header(HOST, host);
+        routes.answer(&request.body(()).unwrap()).status().as_u16()
     }
 
     #[test]
@@ -198,13 +216,34 @@ mod tests {
     #[test]
     fn on_loopback_only_loopback_names_are_answered() {
         let routes = routes(true, true);
-        for good in ["localhost", "LOCALHOST:1", "127.0.0.1:9822", "127.9.9.9", "[::1]:9822", "[::1]"] {
+        for good in
+            ["localhost", "LOCALHOST:1", "localhost.:1", "127.0.0.1:9822", "127.9.9.9", "[::1]:9822", "[::1]"]
+        {
             assert_eq!(ask(&routes, "GET", "/", good), 200, "{good}");
         }
-        for bad in
-            ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", ""]
-        {
+        for bad in [
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "localhost..",
+            "10.0.0.1",
+            "[::2]",
+            "[::1].evil",
+            "[::1].evil:1",
+            "[::1]]",
+            "127.0.0.1:abc",
+            "127.0.0.1:70000",
+            "localhost:1:2",
+            "::1",
+            "",
+        ] {
             assert_eq!(ask(&routes, "GET", "/metrics", bad), 421, "{bad}");
+        }
+        let two = Request::builder().uri("/metrics").header(HOST, "localhost").header(HOST, "evil.example");
+        assert_eq!(routes.answer(&two.body(()).unwrap()).status(), 421);
+        for (version, status) in [(Version::HTTP_11, 421), (Version::HTTP_10, 200)] {
+            let none = Request::builder().uri("/metrics").version(version).body(()).unwrap();
+            assert_eq!(routes.answer(&none).status(), status, "{version:?}");
         }
     }
 
@@ -223,5 +262,27 @@ mod tests {
         let answer = ready(&routes.board.snapshot());
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(answer.body, "draining: the daemon was told to stop\n");
+    }
+
+    #[test]
+    fn a_database_is_as_ready_as_its_tunnel_and_its_probe() {
+        let mut snapshot = troubled();
+        for (in_detail, tunnel, probe) in [
+            (false, "tunnel: bastion gone is down: auth rejected\n", "probe: down: db_login rejected\n"),
+            (
+                true,
+                "tunnel: bastion gone is down: auth rejected: the \u{1b}[2Jdetail\n",
+                "probe: down: db_login rejected: the \u{1b}[2Jdetail\n",
+            ),
+        ] {
+            assert_eq!(ready_database(&snapshot, "analytics", in_detail).body, probe);
+            assert_eq!(ready_database(&snapshot, "lost", in_detail).body, format!("{tunnel}{probe}"));
+        }
+        for database in &mut snapshot.databases {
+            database.probe.verdict = "unknown".to_owned();
+        }
+        assert!(!snapshot.daemon.ready, "the daemon drains");
+        assert_eq!(ready_database(&snapshot, "analytics", true).status, StatusCode::OK);
+        assert_eq!(ready_database(&snapshot, "lost", true).status, StatusCode::SERVICE_UNAVAILABLE);
     }
 }

@@ -62,6 +62,7 @@ fn what_is_no_plain_question_is_not_answered() {
     assert_eq!(ask("GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n"), 421);
     assert_eq!(ask("GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"), 404);
     assert_eq!(ask("GET /livez HTTP/1.0\r\n\r\n"), 200);
+    assert_eq!(ask("GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n"), 421);
     let long = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(100_000));
     let mut socket = TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
