@@ -84,7 +84,7 @@ vocabulary! {
         HostKeyUnreadable "unreadable" "let the daemon's user read the known_hosts file"
     }
     Auth "auth" {
-        AuthRejected "rejected" "put the public key into the account's authorized_keys on the bastion; its log (journalctl -u ssh) says why it refused"
+        AuthRejected "rejected" "put the public key into the account's authorized_keys on the bastion (for a key of the daemon's own, `tunnelkeeper keygen` prints the line); its log (journalctl -u ssh) says why it refused"
         AuthNoIdentity "no_identity" "name a private key with `identity`, or let the daemon make one (daemon.generate_keys)"
         AuthIdentityUnreadable "identity_unreadable" "check the path, the owner and the mode (0600) of the private key"
         AuthPassphrase "passphrase" "check `identity_passphrase`"

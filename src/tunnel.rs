@@ -3,6 +3,8 @@
 //! One loop owns the pool; everything it decides comes from the rules ([`crate::retry`], [`crate::placement`]).
 //! It goes on for ever: a bastion that is down is dialled again until the daemon ends.
 
+mod files;
+mod pace;
 mod pool;
 
 use std::sync::Arc;

@@ -110,18 +110,27 @@ fn add_bastion(table: &mut Table, snapshot: &Snapshot, bastion: &Bastion) {
 
 fn add_database(table: &mut Table, snapshot: &Snapshot, database: &Database) {
     let probe = &database.probe;
-    let latency = probe.latency_seconds.filter(|_| probe.verdict == "up").map(show_millis);
     table.row(&[
         database.name.clone(),
         database.listen.join(" "),
         database.bastions.join(" "),
         if database.up { "up" } else { "down" }.to_owned(),
-        latency.map_or(probe.verdict.clone(), |latency| format!("{} {latency}", probe.verdict)),
+        show_verdict(database),
         database.clients_active.to_string(),
         database.clients_held.to_string(),
     ]);
     table.explain("clients: ", snapshot, database.last_failure.as_ref());
     table.explain("probe: ", snapshot, probe.last_failure.as_ref());
+}
+
+/// The verdict with its latency. While the tunnel is down nothing is probed, and what holds is what was.
+fn show_verdict(database: &Database) -> String {
+    let probe = &database.probe;
+    match (probe.verdict.as_str(), database.up, probe.latency_seconds) {
+        ("up", true, Some(latency)) => format!("up {}", show_millis(latency)),
+        (verdict @ ("up" | "down"), false, _) => format!("was {verdict}"),
+        (verdict, _, _) => verdict.to_owned(),
+    }
 }
 
 /// Columns as wide as their widest cell, and lines of text between the rows.

@@ -92,8 +92,10 @@ fn database_row(snapshot: &Snapshot, database: &Database) -> Markup {
                 (explain(snapshot, database.last_failure.as_ref()))
             }
             td {
+                // While the tunnel is down nothing is probed, and what holds is what was.
+                @if !database.up && class != "unknown" { "was " }
                 span class=(class) { (probe.verdict) }
-                @if let (true, Some(time)) = (probe.verdict == "up", probe.latency_seconds) { " " (show_millis(time)) }
+                @if let ("up", true, Some(time)) = (class, database.up, probe.latency_seconds) { " " (show_millis(time)) }
                 div.hint { "level " (probe.level) }
                 (explain(snapshot, probe.last_failure.as_ref()))
             }

@@ -17,11 +17,11 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 const RDS_BUNDLE: &str = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem";
 
-/// Services that speak PostgreSQL's protocol but bill or wake by the query: a default made for PostgreSQL would
-/// cost their users money, so they are refused rather than guessed at.
+/// Parts of the names of services that speak PostgreSQL's protocol but bill or wake by the query: a default made for
+/// PostgreSQL would cost their users money, so they are refused rather than guessed at.
 const UNSUPPORTED_HOSTS: [(&str, &str); 4] = [
-    (".redshift.amazonaws.com", "Amazon Redshift"),
-    (".redshift-serverless.amazonaws.com", "Amazon Redshift Serverless"),
+    (".redshift.amazonaws.", "Amazon Redshift"),
+    (".redshift-serverless.amazonaws.", "Amazon Redshift Serverless"),
     (".databricks.com", "Databricks Lakebase"),
     (".azuredatabricks.net", "Databricks Lakebase"),
 ];
@@ -69,7 +69,7 @@ fn read_kind(section: &mut Section, host: Option<&Host>, report: &mut Report) ->
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let is_rds = host.ends_with(".rds.amazonaws.com") || host.ends_with(".rds.amazonaws.com.cn");
     let inferred = if is_rds { Kind::Rds } else { Kind::Postgres };
-    let unsupported = UNSUPPORTED_HOSTS.iter().find(|(suffix, _)| host.ends_with(suffix));
+    let unsupported = UNSUPPORTED_HOSTS.iter().find(|(part, _)| host.contains(part));
     if let Some((_, service)) = unsupported {
         let text = format!(
             "is {service}, which is not supported yet, since a probe may cost money: write kind = \"postgres\" and a \

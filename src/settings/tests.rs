@@ -263,6 +263,7 @@ fn kinds_come_from_the_host() {
     assert_eq!(settings.notes.len(), 1, "{:?}", settings.notes);
     for (host, service) in [
         ("wg.123.eu-west-1.redshift-serverless.amazonaws.com", Some("Amazon Redshift Serverless")),
+        ("wg.123.cn-north-1.redshift-serverless.amazonaws.com.cn", Some("Amazon Redshift Serverless")),
         ("x.database.cloud.databricks.com.", Some("Databricks Lakebase")),
         ("mydatabricks.com", None),
     ] {

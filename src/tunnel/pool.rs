@@ -1,7 +1,6 @@
 //! The sessions of one bastion, and the clients that wait for a seat on one.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,16 +9,14 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
+use super::files::Files;
+use super::pace::Pace;
 use super::{Parts, Seat, Waiting};
-use crate::backoff::Bounds;
 use crate::clock::now;
 use crate::failure::{Cause, Failure};
 use crate::placement::{self, Candidate, EMPTY_FOR, Placement};
-use crate::retry::{Next, PROVEN_AFTER, Retry};
-use crate::secret::SecretSource;
+use crate::retry::PROVEN_AFTER;
 use crate::session::{self, Command, Exit, Handle};
-use crate::settings::plan::{IdentityPlan, TrustPlan};
-use crate::stamps::Stamps;
 use crate::state::{Incident, Moment, SessionPhase, SessionState, TunnelState};
 
 /// What russh may keep of ended channels before their session is replaced, in bytes.
@@ -27,8 +24,6 @@ const MAX_REMNANTS: usize = 8 << 20;
 
 /// How often the pool is looked after while it could shrink.
 const TEND_EVERY: Duration = Duration::from_secs(5);
-/// How often the files of a bastion that refuses us are looked at.
-const LOOK_AT_FILES_EVERY: Duration = Duration::from_secs(2);
 /// How often clients are placed anew while all gates are shut.
 const PLACE_EVERY: Duration = Duration::from_millis(100);
 /// How often a failure that goes on is logged.
@@ -71,39 +66,16 @@ pub(super) struct Pool {
     growth: Pace,
     /// A client was placed where it would be better off with one more session.
     grow: bool,
-    /// While the bastion refuses us: the files whose change may end that.
-    files: Option<(Stamps, Instant)>,
-    /// How they looked before the last dial.
-    stamps: Option<Stamps>,
-    files_changed: Arc<Notify>,
+    files: Files,
     state: TunnelState,
     /// The state differs from the published one.
     dirty: bool,
     warned: Option<(Cause, Instant)>,
 }
 
-/// When the bastion may be dialled.
-struct Pace {
-    retry: Retry,
-    not_before: Instant,
-}
-
-impl Pace {
-    fn new(bounds: Bounds) -> Self {
-        Self { retry: Retry::new(bounds), not_before: Instant::now() }
-    }
-
-    /// Takes note of a failure, and sets the time of the next dial.
-    fn after(&mut self, cause: Cause) -> Next {
-        let next = self.retry.after(cause, rand::random());
-        self.not_before = Instant::now() + next.after;
-        next
-    }
-}
-
 impl Pool {
     pub(super) fn new(parts: Parts, publish: watch::Sender<Arc<TunnelState>>) -> Self {
-        let bounds = parts.plan.reconnect;
+        let (bounds, files) = (parts.plan.reconnect, Files::of(&parts.plan));
         let state = TunnelState { down_since: Some(now()), ..TunnelState::default() };
         Self {
             parts,
@@ -116,9 +88,7 @@ impl Pool {
             recovery: Pace::new(bounds),
             growth: Pace::new(bounds),
             grow: false,
-            files: None,
-            stamps: None,
-            files_changed: Arc::default(),
+            files,
             state,
             dirty: true,
             warned: None,
@@ -131,10 +101,6 @@ impl Pool {
         tokio::select! {
             () = self.changed.notified() => self.dirty = true,
             Some(exit) = self.exits.join_next_with_id(), if !self.exits.is_empty() => self.session_ended(exit),
-            () = self.files_changed.notified() => {
-                info!(bastion = %self.parts.plan.name, "a key or known_hosts file has changed: trying again now");
-                self.recovery.not_before = Instant::now();
-            }
         }
     }
 
@@ -163,8 +129,8 @@ impl Pool {
         self.forgive();
         self.retire();
         self.shrink();
-        let dial_at = self.dial();
         let files_at = self.look_at_files();
+        let dial_at = self.dial();
         self.publish();
         let busy = self.slots.len() > self.parts.plan.pool.min || self.slots.iter().any(|slot| slot.retiring);
         let tend_at = busy.then(|| Instant::now() + TEND_EVERY);
@@ -246,8 +212,8 @@ impl Pool {
             proven |= slot.proven;
         }
         if proven {
-            self.recovery.retry.proven();
-            self.growth.retry.proven();
+            self.recovery.proven();
+            self.growth.proven();
         }
     }
 
@@ -303,7 +269,7 @@ impl Pool {
         self.grow = false;
         if self.state.last_failure.is_some() && !self.is_up() {
             // Taken before the dial, so that what is mended meanwhile is noticed.
-            self.stamps = Some(Stamps::take(self.files_concerned()));
+            self.files.remember();
         }
         let lease = self.parts.lanes.lease()?;
         let id = self.next_id;
@@ -381,14 +347,11 @@ impl Pool {
         let next = self.recovery.after(cause);
         let not_before = self.recovery.not_before;
         self.state.next_attempt = Some(Moment { instant: not_before.into_std(), wall: at.wall + next.after });
-        self.files = match (self.files.take(), self.stamps.take()) {
-            _ if !next.refusing => None,
-            (Some(watched), _) => Some(watched),
-            (None, stamps) => {
-                let stamps = stamps.unwrap_or_else(|| Stamps::take(self.files_concerned()));
-                Some((stamps, Instant::now() + LOOK_AT_FILES_EVERY))
-            }
-        };
+        if next.refusing {
+            self.files.watch();
+        } else {
+            self.files.forget();
+        }
         self.state.refusing = next.refusing;
         not_before
     }
@@ -410,36 +373,14 @@ impl Pool {
         }
     }
 
-    fn files_concerned(&self) -> Vec<PathBuf> {
-        let plan = &self.parts.plan;
-        let mut files = match &plan.identity {
-            IdentityPlan::Files(files) => files.clone(),
-            IdentityPlan::Own { path, .. } => vec![path.clone()],
-        };
-        if let Some(SecretSource::File(path)) = &plan.passphrase {
-            files.push(path.clone());
-        }
-        match &plan.trust {
-            TrustPlan::Files(known) | TrustPlan::Defaults(known) => files.extend(known.iter().cloned()),
-            TrustPlan::Pins(_) => {}
-        }
-        files
-    }
-
     /// While the bastion refuses us: has somebody mended the files? Returns when to look again.
     fn look_at_files(&mut self) -> Option<Instant> {
-        let (stamps, due) = self.files.as_mut()?;
-        if Instant::now() < *due {
-            return Some(*due);
+        let (changed, again) = self.files.look();
+        if changed {
+            info!(bastion = %self.parts.plan.name, "a key, passphrase or known_hosts file has changed: trying again now");
+            self.recovery.not_before = Instant::now();
         }
-        *due = Instant::now() + LOOK_AT_FILES_EVERY;
-        let now_due = *due;
-        let retaken = stamps.retake();
-        if retaken != *stamps {
-            *stamps = retaken;
-            self.files_changed.notify_one();
-        }
-        Some(now_due)
+        again
     }
 
     fn publish(&mut self) {
@@ -457,7 +398,7 @@ impl Pool {
             self.state.down_since = None;
             self.state.refusing = false;
             self.state.public_key = None;
-            self.files = None;
+            self.files.forget();
         } else {
             self.state.down_since.get_or_insert(now);
         }

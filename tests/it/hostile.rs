@@ -222,7 +222,8 @@ fn channels_that_the_bastion_opens_are_refused() {
     let accepted: Vec<String> =
         opened.lock().unwrap().iter().filter(|word| word.ends_with("accepted")).cloned().collect();
     assert!(accepted.is_empty(), "{accepted:?}");
-    assert_eq!(daemon.bastion("prod")["up"], true, "refusing cost us the session");
+    let sessions = &daemon.bastion("prod")["sessions"];
+    assert_eq!((&sessions[0]["id"], &sessions[0]["state"]), (&1.into(), &"established".into()), "{sessions}");
     is_well(&daemon);
 }
 
