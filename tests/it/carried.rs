@@ -10,16 +10,10 @@ use tokio_postgres::NoTls;
 
 use crate::support::client::{ask, connect, run_psql};
 use crate::support::postgres::{PASSWORD, SCRAM, TRUSTED};
-use crate::support::{Bastion, Daemon, PATIENCE, Postgres, eventually, runtime};
+use crate::support::{Bastion, Daemon, PATIENCE, Postgres, eventually, runtime, tunnel};
 
 fn usual() -> (Bastion, Daemon) {
-    let bastion = Bastion::start();
-    let postgres = Postgres::shared();
-    let config =
-        format!("{}{}", bastion.section("prod", bastion.port), postgres.section("analytics", "prod"));
-    let daemon = Daemon::start(&config);
-    daemon.wait_up("prod");
-    (bastion, daemon)
+    tunnel("", &Postgres::shared().section("analytics", "prod"))
 }
 
 #[test]

@@ -218,12 +218,7 @@ fn keygen_opens_an_encrypted_key_and_says_what_to_do_if_it_cannot() {
 fn the_line_of_keygen_is_what_sshd_enforces() {
     let bastion = Bastion::start();
     let postgres = Postgres::shared();
-    let section = bastion.section("prod", bastion.port);
-    let section: String = section
-        .lines()
-        .filter(|line| !line.starts_with("identity"))
-        .map(|line| format!("{line}\n"))
-        .collect();
+    let section = bastion.keyless_section("prod", bastion.port);
     let mut daemon = Daemon::start(&format!("{section}{}", postgres.section("analytics", "prod")));
     let output = run(&daemon.config(), &["keygen", "prod"]);
     let text = out(&output);

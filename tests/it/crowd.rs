@@ -1,18 +1,12 @@
 //! Many clients at once.
 
 use crate::support::client::{Job, job};
-use crate::support::{Bastion, Daemon, Postgres, eventually, runtime};
+use crate::support::{Postgres, eventually, runtime, tunnel};
 
 #[test]
 fn five_hundred_clients_at_once() {
-    let bastion = Bastion::start();
-    let config = format!(
-        "{}sessions = {{ max = 4 }}\n{}",
-        bastion.section("prod", bastion.port),
-        Postgres::shared().section("analytics", "prod")
-    );
-    let daemon = Daemon::start(&config);
-    daemon.wait_up("prod");
+    let (_bastion, daemon) =
+        tunnel("sessions = { max = 4 }\n", &Postgres::shared().section("analytics", "prod"));
     let address = daemon.address("analytics");
     let runtime = runtime();
     let jobs: Vec<_> = (0..500).map(|_| runtime.spawn(job(address))).collect();

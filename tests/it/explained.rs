@@ -82,9 +82,7 @@ fn probed(login: &str) -> String {
 #[test]
 fn a_wrong_key_shows_the_right_one_and_is_offered_three_times() {
     let bastion = Bastion::start();
-    let section = bastion.section("prod", bastion.port);
-    let section: String =
-        section.lines().filter(|line| !line.starts_with("identity")).map(|l| format!("{l}\n")).collect();
+    let section = bastion.keyless_section("prod", bastion.port);
     let daemon = Daemon::start(&format!("{section}{}", at_once()));
     bastion_says(&daemon, "auth", "rejected", "rejected the ssh-ed25519 key SHA256:");
     let made = fs::read_to_string(daemon.dir.path().join("state/keys/prod.pub")).unwrap().trim().to_owned();
@@ -264,9 +262,7 @@ fn too_many_keys() {
     let keys: Vec<String> = (0..4)
         .map(|n| make_key(&dir, &format!("wrong{n}"), &["-t", "ed25519", "-N", ""]).display().to_string())
         .collect();
-    let section = bastion.section("prod", bastion.port);
-    let section: String =
-        section.lines().filter(|line| !line.starts_with("identity")).map(|l| format!("{l}\n")).collect();
+    let section = bastion.keyless_section("prod", bastion.port);
     let daemon = Daemon::start(&format!("{section}identity = {keys:?}\n{}", at_once()));
     bastion_says(&daemon, "auth", "too_many_failures", "Too many authentication failures");
 }

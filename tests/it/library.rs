@@ -11,7 +11,7 @@ use futures_util::{StreamExt, pin_mut};
 use socket2::{Domain, Socket, Type};
 
 use crate::support::client::{Job, connect, job};
-use crate::support::{Bastion, Daemon, Fault, PATIENCE, Postgres, Relay, eventually, runtime};
+use crate::support::{Bastion, Daemon, Fault, PATIENCE, Postgres, Relay, eventually, runtime, tunnel};
 
 /// A daemon with a forward to any port, through one session.
 fn forward_to(bastion: &Bastion, port: u16, more: &str) -> Daemon {
@@ -134,14 +134,8 @@ fn keys_change_under_eight_downloads() {
 /// D6: a channel that we close first leaves a remnant in the library.
 #[test]
 fn clients_that_come_and_go_leave_nothing_behind() {
-    let bastion = Bastion::start();
-    let config = format!(
-        "{}sessions = {{ max = 1 }}\n{}",
-        bastion.section("prod", bastion.port),
-        Postgres::shared().unprobed_section("analytics", "prod")
-    );
-    let daemon = Daemon::start(&config);
-    daemon.wait_up("prod");
+    let (_bastion, daemon) =
+        tunnel("sessions = { max = 1 }\n", &Postgres::shared().unprobed_section("analytics", "prod"));
     let address = daemon.address("analytics");
     let runtime = runtime();
     let wave = |clients: usize| {

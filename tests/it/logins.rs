@@ -28,12 +28,7 @@ fn every_kind_of_key_in_every_format() {
                 );
                 let key = make_key(&dir, &name, &["-t", kind, "-b", size, "-m", format, "-N", passphrase]);
                 authorized.push(public_line(&key));
-                let section = bastion.section(&name, bastion.port);
-                let section: String = section
-                    .lines()
-                    .filter(|line| !line.starts_with("identity"))
-                    .map(|line| format!("{line}\n"))
-                    .collect();
+                let section = bastion.keyless_section(&name, bastion.port);
                 let passphrase = if passphrase.is_empty() {
                     String::new()
                 } else {
@@ -94,12 +89,7 @@ fn passphrases_that_are_missing_wrong_or_of_no_use() {
             "old format",
         ),
     ] {
-        let section = bastion.section(name, bastion.port);
-        let section: String = section
-            .lines()
-            .filter(|line| !line.starts_with("identity"))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let section = bastion.keyless_section(name, bastion.port);
         let daemon =
             Daemon::start(&with_a_database(&format!("{section}identity = {identity:?}\n{passphrase}"), name));
         let event = daemon.wait_event("bastion not reached");

@@ -5,18 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::client::{Job, connect, job};
-use crate::support::{Bastion, Daemon, PATIENCE, Postgres, eventually, runtime};
+use crate::support::{Bastion, Daemon, PATIENCE, Postgres, eventually, runtime, tunnel};
 
 #[test]
 fn sshd_killed_and_started_again_under_a_stream_of_clients() {
-    let mut bastion = Bastion::start();
-    let config = format!(
-        "{}sessions = {{ max = 1 }}\n{}",
-        bastion.section("prod", bastion.port),
-        Postgres::shared().section("analytics", "prod")
-    );
-    let daemon = Daemon::start(&config);
-    daemon.wait_up("prod");
+    let (mut bastion, daemon) =
+        tunnel("sessions = { max = 1 }\n", &Postgres::shared().section("analytics", "prod"));
     let address = daemon.address("analytics");
     let runtime = runtime();
 
@@ -101,14 +95,7 @@ fn sshd_killed_and_started_again_under_a_stream_of_clients() {
 
 #[test]
 fn what_kept_a_tunnel_from_growing_does_not_keep_it_down() {
-    let bastion = Bastion::start();
-    let config = format!(
-        "{}{}",
-        bastion.section("prod", bastion.port),
-        Postgres::shared().section("analytics", "prod")
-    );
-    let daemon = Daemon::start(&config);
-    daemon.wait_up("prod");
+    let (bastion, daemon) = tunnel("", &Postgres::shared().section("analytics", "prod"));
     let authorized = std::fs::read_to_string(bastion.path("authorized_keys")).unwrap();
     bastion.authorize("");
     let (address, runtime) = (daemon.address("analytics"), runtime());

@@ -15,6 +15,14 @@ pub use daemon::Daemon;
 pub use postgres::Postgres;
 pub use relay::{Fault, Relay};
 
+/// A bastion, and a daemon whose tunnel to it is up. `keys` are the bastion's, `databases` whole sections.
+pub fn tunnel(keys: &str, databases: &str) -> (Bastion, Daemon) {
+    let bastion = Bastion::start();
+    let daemon = Daemon::start(&format!("{}{keys}{databases}", bastion.section("prod", bastion.port)));
+    daemon.wait_up("prod");
+    (bastion, daemon)
+}
+
 /// How long anything may take that is bound to happen. One bound for all, far above what any of it needs: a test
 /// that runs into it has failed, and no test's result depends on its size.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -4,17 +4,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use crate::support::daemon::request;
-use crate::support::{Bastion, Daemon, PATIENCE, Postgres, eventually};
+use crate::support::{Bastion, Daemon, PATIENCE, Postgres, eventually, tunnel};
 
 fn usual() -> (Bastion, Daemon) {
-    let bastion = Bastion::start();
-    let config = format!(
-        "{}{}",
-        bastion.section("prod", bastion.port),
-        Postgres::shared().section("analytics", "prod")
-    );
-    let daemon = Daemon::start(&config);
-    daemon.wait_up("prod");
+    let (bastion, daemon) = tunnel("", &Postgres::shared().section("analytics", "prod"));
     (bastion, daemon)
 }
 

@@ -92,16 +92,20 @@ impl Bastion {
     }
 
     /// `[bastions.NAME]` for a daemon that connects to `port`: this sshd's, or that of a relay before it.
-    pub fn section(&self, name: &str, port: u16) -> String {
+    pub fn keyless_section(&self, name: &str, port: u16) -> String {
         let known_hosts = self.path(&format!("known_hosts.{name}.{port}"));
         fs::write(&known_hosts, self.known_hosts_line(port)).unwrap();
         format!(
-            "[bastions.{name}]\nhost = \"127.0.0.1\"\nport = {port}\nuser = {:?}\nidentity = {:?}\n\
-             known_hosts = {:?}\n",
+            "[bastions.{name}]\nhost = \"127.0.0.1\"\nport = {port}\nuser = {:?}\nknown_hosts = {:?}\n",
             self.account.name,
-            self.path("identity").display().to_string(),
             known_hosts.display().to_string(),
         )
+    }
+
+    /// The same with the key that this sshd accepts.
+    pub fn section(&self, name: &str, port: u16) -> String {
+        let identity = self.path("identity").display().to_string();
+        format!("{}identity = {identity:?}\n", self.keyless_section(name, port))
     }
 
     pub fn start_again(&mut self) {
