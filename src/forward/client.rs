@@ -30,8 +30,8 @@ const AT_ONCE: Duration = Duration::from_millis(10);
 /// The pace at which a client's database is tried again.
 const OPEN_AGAIN: Bounds = Bounds { min: Duration::from_millis(250), max: Duration::from_secs(5) };
 
-/// How long the name of a client's user is looked for.
-const USER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the name of a client's user is looked for: the client has to be cut at once.
+const USER_PATIENCE: Duration = Duration::from_millis(250);
 
 pub(super) struct Client<D> {
     shared: Arc<Shared<D>>,
