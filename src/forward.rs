@@ -97,6 +97,13 @@ impl<D> Shared<D> {
         }
     }
 
+    /// Waits until a client has been connected to the database after others have not.
+    async fn recovery(&self) {
+        let mut state = self.state.subscribe();
+        // The forward outlives its clients.
+        let _ = state.wait_for(|state| state.failing.is_none()).await;
+    }
+
     /// Why clients are not connected at the moment, where they are not.
     fn current_failure(&self) -> Option<Failure> {
         let state = self.state.borrow();

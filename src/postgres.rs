@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::tls::{TlsConnect, TlsStream};
-use tokio_postgres::{Client, Config, Error};
+use tokio_postgres::{CancelToken, Client, Config, Error};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::failure::{Cause, Failure};
@@ -34,6 +34,17 @@ pub struct Session {
     /// Aborted when the session is dropped: tokio-postgres would wait for ever for an answer that does not come.
     driver: AbortOnDropHandle<()>,
     budget: Budget,
+}
+
+/// Asks the database over another connection to give up what it does for a session: it would go on without anybody to
+/// answer, and each probe would leave one more behind.
+pub struct Canceller(CancelToken);
+
+impl Canceller {
+    /// Asks, and does not wait for more than that it was heard.
+    pub async fn cancel<S: Stream>(self, wire: Wire<S>, limit: Duration) {
+        let _ = timeout(limit, self.0.cancel_query_raw(wire, Agreed)).await;
+    }
 }
 
 /// TLS has been agreed on already, or is not wanted.
@@ -99,7 +110,7 @@ impl Session {
     }
 
     /// Asks one query and waits for the whole answer. After a failure the session is of no more use; where the time was
-    /// over the database is still busy with it, so that it has to be told with [`Session::cancel`].
+    /// over the database is still busy with it, so that it has to be told with a [`Canceller`].
     ///
     /// # Errors
     /// `db_query` failures.
@@ -115,10 +126,10 @@ impl Session {
         }
     }
 
-    /// Asks the database over another connection to give up what it does for this session: it would go on without
-    /// anybody to answer, and each probe would leave one more behind.
-    pub async fn cancel<S: Stream>(&self, wire: Wire<S>, limit: Duration) {
-        let _ = timeout(limit, self.client.cancel_token().cancel_query_raw(wire, Agreed)).await;
+    /// What it takes to have the database give up what it does for this session.
+    #[must_use]
+    pub fn canceller(&self) -> Canceller {
+        Canceller(self.client.cancel_token())
     }
 
     /// Whether the connection is known to have ended.

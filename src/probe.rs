@@ -19,7 +19,7 @@ use crate::credentials;
 use crate::dial::{Dial, Seat};
 use crate::failure::{Cause, Failure, Phase};
 use crate::metrics::{DatabaseMetrics, ProbePhase};
-use crate::postgres::{Session, negotiate};
+use crate::postgres::{Canceller, Session, negotiate};
 use crate::pump::ferry;
 use crate::secret::Secret;
 use crate::settings::plan::{DatabasePlan, ProbeLevel, ProbeWhen, TlsMode};
@@ -217,7 +217,7 @@ impl<D: Dial> Probe<D> {
         let plan = Arc::clone(&self.plan);
         let (target, probe) = (&plan.target, &plan.probe);
         let opened = Instant::now();
-        let stream = self.open(seat).await?;
+        let stream = open(&plan, seat).await?;
         let mut took = self.note(ProbePhase::Channel, opened);
         if probe.level == ProbeLevel::Connect {
             return Ok(took);
@@ -242,17 +242,6 @@ impl<D: Dial> Probe<D> {
         Ok(took)
     }
 
-    async fn open(&self, seat: &Arc<D::Seat>) -> Result<DuplexStream, Failure> {
-        let target = &self.plan.target;
-        match timeout(self.plan.probe.timeout, seat.open(target)).await {
-            Ok(link) => link.map(|(inbound, outbound)| ferry(Arc::clone(seat), inbound, outbound)),
-            Err(_) => {
-                let text = format!("the bastion did not connect to {target} in time");
-                Err(Failure::new(Cause::ChannelTimeout, text))
-            }
-        }
-    }
-
     async fn ask(&self, session: &Session, seat: &Arc<D::Seat>) -> Result<Duration, Failure> {
         let probe = &self.plan.probe;
         let asked = Instant::now();
@@ -260,20 +249,11 @@ impl<D: Dial> Probe<D> {
             Ok(()) => Ok(self.note(ProbePhase::Query, asked)),
             Err(failure) => {
                 if failure.cause == Cause::DbQueryTimeout {
-                    self.cancel(session, seat).await;
+                    // By itself, since nobody waits for it: it is the failure that is news.
+                    tokio::spawn(cancel(Arc::clone(&self.plan), Arc::clone(seat), session.canceller()));
                 }
                 Err(failure)
             }
-        }
-    }
-
-    /// Has the database give up a query that took too long, as far as it can be reached for that.
-    async fn cancel(&self, session: &Session, seat: &Arc<D::Seat>) {
-        let DatabasePlan { target, probe, .. } = &*self.plan;
-        if let Ok(stream) = self.open(seat).await
-            && let Ok(wire) = negotiate(stream, target, &probe.tls, probe.timeout).await
-        {
-            session.cancel(wire, probe.timeout).await;
         }
     }
 
@@ -360,6 +340,27 @@ impl<D: Dial> Probe<D> {
 fn set_health(state: &mut ProbeState, health: Health) {
     if state.health != health {
         (state.health, state.since) = (health, Some(now()));
+    }
+}
+
+async fn open<S: Seat>(plan: &DatabasePlan, seat: &Arc<S>) -> Result<DuplexStream, Failure> {
+    let target = &plan.target;
+    match timeout(plan.probe.timeout, seat.open(target)).await {
+        Ok(link) => link.map(|(inbound, outbound)| ferry(Arc::clone(seat), inbound, outbound)),
+        Err(_) => {
+            let text = format!("the bastion did not connect to {target} in time");
+            Err(Failure::new(Cause::ChannelTimeout, text))
+        }
+    }
+}
+
+/// Has the database give up a query that took too long, as far as it can be reached for that.
+async fn cancel<S: Seat>(plan: Arc<DatabasePlan>, seat: Arc<S>, canceller: Canceller) {
+    let DatabasePlan { target, probe, .. } = &*plan;
+    if let Ok(stream) = open(&plan, &seat).await
+        && let Ok(wire) = negotiate(stream, target, &probe.tls, probe.timeout).await
+    {
+        canceller.cancel(wire, probe.timeout).await;
     }
 }
 

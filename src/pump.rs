@@ -103,17 +103,20 @@ struct Watched {
 }
 
 impl<'a> Meter<'a> {
-    /// Starts at zero.
+    /// Starts with what the client has sent already: from now on it would have to be sent again.
     #[must_use]
-    pub fn new(client: &'a ClientState, metrics: &'a DatabaseMetrics) -> Self {
-        let watched = Watched {
+    pub fn new(client: &'a ClientState, metrics: &'a DatabaseMetrics, first: &FirstBytes) -> Self {
+        let mut watched = Watched {
             observer: Observer::default(),
             announced: false,
             answered: false,
-            first: Some(FirstBytes::default()),
+            first: Some(first.clone()),
             last_byte: Instant::now(),
         };
-        Self { client, metrics, watched: Mutex::new(watched) }
+        watched.observer.client_sent(&first.bytes);
+        let meter = Self { client, metrics, watched: Mutex::new(watched) };
+        meter.announce_startup(&mut meter.lock());
+        meter
     }
 
     /// Bytes are about to be sent to the database.
@@ -224,7 +227,7 @@ enum UplinkEnd {
     Left,
 }
 
-/// Carries a client until one side has ended it. `first` is what it has sent already.
+/// Carries a client until one side has ended it. `first` is what it has sent already, of which `meter` knows.
 pub async fn pump<L: Local, S: Seat>(
     local: &mut L,
     seat: &S,
@@ -260,7 +263,7 @@ pub async fn pump<L: Local, S: Seat>(
             () = sleep_until(close_by) => break DownlinkEnd::Closed,
         }
     };
-    let flushed = downlink.is_flushed();
+    let (flushed, ended) = (downlink.is_flushed(), downlink.has_ended());
     // What was not written is for nobody, and must not keep the gate shut.
     inbound.forget();
     let cut = |failure| {
@@ -269,6 +272,8 @@ pub async fn pump<L: Local, S: Seat>(
     };
     match end {
         DownlinkEnd::Closed => Ending::Done,
+        // Both sides had said all they had to say, and only the link's own end was missing.
+        DownlinkEnd::Lost(_) if uplink_ended && ended => Ending::Done,
         DownlinkEnd::Left => Ending::ClientLeft,
         DownlinkEnd::Cut(failure) => cut(failure),
         DownlinkEnd::Lost(failure) => match meter.replayable() {
@@ -279,7 +284,7 @@ pub async fn pump<L: Local, S: Seat>(
 }
 
 fn drained() -> Failure {
-    Failure::new(Cause::ClientDrained, "the daemon is stopping, and the time to finish is over")
+    Failure::new(Cause::ClientDrained, "the daemon is stopping")
 }
 
 fn idle() -> Failure {
@@ -300,6 +305,7 @@ async fn uplink<R: LocalRead, O: Outbound>(
     meter: &Meter<'_>,
 ) -> UplinkEnd {
     if !first.bytes.is_empty() {
+        // The meter knows of them.
         pass_on(outbound, first.bytes.into(), meter).await;
     }
     let mut ended = first.ended;
@@ -309,7 +315,10 @@ async fn uplink<R: LocalRead, O: Outbound>(
         let mut buffer = BytesMut::with_capacity(READ_BLOCK);
         match read.read_buf(&mut buffer).await {
             Ok(0) => ended = true,
-            Ok(_) => pass_on(outbound, buffer.freeze(), meter).await,
+            Ok(_) => {
+                meter.sending(&buffer);
+                pass_on(outbound, buffer.freeze(), meter).await;
+            }
             Err(_) => return UplinkEnd::Left,
         }
     }
@@ -323,7 +332,6 @@ async fn uplink<R: LocalRead, O: Outbound>(
 /// Waits for ever where the link is gone: why, the receiving half says.
 async fn pass_on<O: Outbound>(outbound: &mut O, bytes: Bytes, meter: &Meter<'_>) {
     let len = bytes.len();
-    meter.sending(&bytes);
     if outbound.send(bytes).await.is_err() {
         pending::<()>().await;
     }

@@ -10,9 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Uid, User};
+use tokio::time::timeout;
 
 /// A mass of clients that is cut at once is looked up in one reading.
 const FRESH_FOR: Duration = Duration::from_millis(200);
+
+/// How long a name is looked for: those who ask have a client to cut at once.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 type Owners = HashMap<(SocketAddr, SocketAddr), u32>;
 
@@ -20,9 +24,22 @@ type Owners = HashMap<(SocketAddr, SocketAddr), u32>;
 #[derive(Debug, Default)]
 pub struct SocketTable {
     last: Mutex<Option<(Instant, Arc<Owners>)>>,
+    turns: tokio::sync::Mutex<()>,
 }
 
 impl SocketTable {
+    /// The same as [`SocketTable::user`], for those who may not block: names of users may have to be asked for
+    /// elsewhere. Nothing where it takes too long.
+    pub async fn look_up(self: &Arc<Self>, peer: SocketAddr, local: SocketAddr) -> Option<String> {
+        let look_up = async {
+            // One thread serves a mass of clients that is cut at once.
+            let _turn = self.turns.lock().await;
+            let table = Arc::clone(self);
+            tokio::task::spawn_blocking(move || table.user(peer, local)).await.ok()?
+        };
+        timeout(PATIENCE, look_up).await.ok()?
+    }
+
     /// The name of the user whose socket connects from `peer` to `local`; the number where the user has no name.
     pub fn user(&self, peer: SocketAddr, local: SocketAddr) -> Option<String> {
         let uid = *self.owners().get(&(plain(peer), plain(local)))?;

@@ -21,22 +21,26 @@ const FORGOTTEN: usize = 1 << 20;
 /// Refuses a client that has no session yet: refuses encryption, since there is nobody to encrypt with, and then
 /// says why. `first` is what the client has sent already.
 pub(super) async fn refuse(socket: &mut TcpStream, first: Vec<u8>, code: SqlState, text: &str) {
-    if let Ok(true) = timeout(ASK_PATIENCE, negotiate(socket, first)).await {
-        say(socket, code, text).await;
+    match timeout(ASK_PATIENCE, negotiate(socket, first)).await {
+        Ok(Some(Request::Startup)) => {
+            say(socket, code, text).await;
+            finish(socket).await;
+        }
+        // Whoever asks for a cancellation waits for the end and for nothing else.
+        Ok(Some(Request::Cancel)) => finish(socket).await,
+        // An end without words would look like a good one.
+        _ => {}
     }
-    finish(socket).await;
 }
 
-/// Goes through the client's requests until it begins a session. False where it never does.
-async fn negotiate(socket: &mut TcpStream, mut asked: Vec<u8>) -> bool {
+/// Goes through the client's requests until it asks for more than encryption. None where it never does.
+async fn negotiate(socket: &mut TcpStream, mut asked: Vec<u8>) -> Option<Request> {
     loop {
         match first_request(&asked) {
-            First::Request(Request::Startup, _) => return true,
+            First::Request(request @ (Request::Startup | Request::Cancel), _) => return Some(request),
             First::Request(Request::Ssl | Request::Gss, len) => {
                 asked.drain(..len.min(asked.len()));
-                if socket.write_all(&[ENCRYPTION_REFUSED]).await.is_err() {
-                    return false;
-                }
+                socket.write_all(&[ENCRYPTION_REFUSED]).await.ok()?;
             }
             First::Incomplete => {
                 let mut block = [0; 512];
@@ -44,10 +48,10 @@ async fn negotiate(socket: &mut TcpStream, mut asked: Vec<u8>) -> bool {
                     Ok(read) if read > 0 && asked.len() < MAX_STARTUP_LEN => {
                         asked.extend_from_slice(block.get(..read).unwrap_or_default());
                     }
-                    _ => return false,
+                    _ => return None,
                 }
             }
-            First::Request(Request::Cancel, _) | First::DirectTls | First::Foreign => return false,
+            First::DirectTls | First::Foreign => return None,
         }
     }
 }

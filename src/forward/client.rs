@@ -2,7 +2,6 @@
 
 use std::future::pending;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +10,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use super::{Shared, answer, explain, outcome_of};
@@ -21,7 +20,6 @@ use crate::failure::{Cause, Failure, Phase};
 use crate::metrics::Outcome;
 use crate::pgwire::{Activity, SqlState};
 use crate::pump::{self, Ending, FirstBytes, MAX_FIRST_BYTES, Meter, pump};
-use crate::socket_table::SocketTable;
 use crate::state::ClientEntry;
 
 /// A seat that comes within this time was there all along: the client does not count as held.
@@ -29,9 +27,6 @@ const AT_ONCE: Duration = Duration::from_millis(10);
 
 /// The pace at which a client's database is tried again.
 const OPEN_AGAIN: Bounds = Bounds { min: Duration::from_millis(250), max: Duration::from_secs(5) };
-
-/// How long the name of a client's user is looked for: the client has to be cut at once.
-const USER_PATIENCE: Duration = Duration::from_millis(250);
 
 pub(super) struct Client<D> {
     shared: Arc<Shared<D>>,
@@ -162,7 +157,8 @@ impl<D: Dial> Client<D> {
         let (shared, avoid, not_before) = (Arc::clone(&self.shared), self.avoid, self.next_open());
         let mut turn: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
             if let Some(not_before) = not_before {
-                sleep_until(not_before).await;
+                // Whoever is connected meanwhile proves that waiting is over.
+                let _ = timeout_at(not_before, shared.recovery()).await;
             }
             let turn = shared.turn().await;
             (shared.dial.seat(avoid).await, turn)
@@ -210,12 +206,9 @@ impl<D: Dial> Client<D> {
     async fn leave_unserved<T>(mut self, unserved: Waited<T>) {
         let database = &self.shared.plan.name;
         let (outcome, text) = match unserved {
-            Waited::Gone | Waited::Ready(_) => return self.count(Outcome::Gone),
-            Waited::InVain => {
-                // One that waited for others to try knows of the failure from them.
-                let failure = self.last_open.clone().or_else(|| self.shared.current_failure());
-                (outcome_of(&self.shared, failure.as_ref()), explain(&self.shared, failure.as_ref()))
-            }
+            // It may still listen, and then hears why there was no answer.
+            Waited::Gone | Waited::Ready(_) => (Outcome::Gone, self.explain().1),
+            Waited::InVain => self.explain(),
             Waited::HoldFull(held) => {
                 let text = format!(
                     "tunnelkeeper: database \"{database}\" has {held} clients on hold already (hold.max)"
@@ -234,6 +227,12 @@ impl<D: Dial> Client<D> {
         answer::refuse(&mut self.socket, self.first.bytes, SqlState::CannotConnectNow, &text).await;
     }
 
+    fn explain(&self) -> (Outcome, String) {
+        // One that waited for others to try knows of the failure from them.
+        let failure = self.last_open.clone().or_else(|| self.shared.current_failure());
+        (outcome_of(&self.shared, failure.as_ref()), explain(&self.shared, failure.as_ref()))
+    }
+
     /// Each client is counted once.
     fn count(&self, outcome: Outcome) {
         if !self.carried {
@@ -247,7 +246,7 @@ impl<D: Dial> Client<D> {
         // Another session may do better at once; the database itself will not.
         let elsewhere = matches!(cause, Cause::ChannelTimeout | Cause::ChannelSessionLost);
         // Those who failed together shall not come back together.
-        let wait = OPEN_AGAIN.ceiling(self.failed_opens).mul_f64(0.75 + 0.5 * rand::random::<f64>());
+        let wait = OPEN_AGAIN.ceiling(self.failed_opens).mul_f64(0.75 + 0.25 * rand::random::<f64>());
         (!elsewhere || self.failed_opens > 1).then(|| Instant::now() + wait)
     }
 
@@ -281,7 +280,10 @@ async fn carry<D: Dial>(
 ) -> Carried {
     let (plan, metrics) = (&shared.plan, &shared.metrics);
     // From here on the lane itself hears of the socket, and no other thread has to wake it.
-    let Ok(mut socket) = socket.into_std().and_then(TcpStream::from_std) else { return Carried::Over };
+    let Ok(mut socket) = socket.into_std().and_then(TcpStream::from_std) else {
+        metrics.connection(Outcome::OpenFailed);
+        return Carried::Over;
+    };
     let asked = Instant::now();
     let opened = open(shared, &seat, &mut socket, &mut first, trial.give_up_at).await;
     drop(trial.turn);
@@ -304,7 +306,7 @@ async fn carry<D: Dial>(
     if trial.first_time {
         metrics.connection(Outcome::Carried);
     }
-    let meter = Meter::new(&entry.client, metrics);
+    let meter = Meter::new(&entry.client, metrics, &first);
     let bounds = pump::Bounds {
         idle: plan.forward.idle_timeout,
         stall: plan.forward.stall_timeout,
@@ -375,7 +377,10 @@ async fn cut<D>(
     activity: Activity,
 ) {
     let client = &entry.client;
-    let user = user(&shared.sockets, client.peer, &socket).await;
+    let user = match socket.local_addr() {
+        Ok(local) => shared.sockets.look_up(client.peer, local).await,
+        Err(_) => None,
+    };
     shared.metrics.cut(failure.cause);
     warn!(
         database = %shared.plan.name,
@@ -408,11 +413,4 @@ async fn cut<D>(
         // A reset: the client sees an error, never an end (see `accepted`).
         drop(socket);
     }
-}
-
-/// Whose client it is. Names of users may have to be asked for elsewhere, so this is no work for a lane.
-async fn user(sockets: &Arc<SocketTable>, peer: SocketAddr, socket: &TcpStream) -> Option<String> {
-    let (sockets, local) = (Arc::clone(sockets), socket.local_addr().ok()?);
-    let found = tokio::task::spawn_blocking(move || sockets.user(peer, local));
-    timeout(USER_PATIENCE, found).await.ok()?.ok()?
 }

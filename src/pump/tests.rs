@@ -52,11 +52,33 @@ fn carry(first: FirstBytes, idle: Option<Duration>) -> Carried {
     let ending = tokio::spawn({
         let state = Arc::clone(&state);
         async move {
-            let meter = Meter::new(&state, &metrics);
+            let meter = Meter::new(&state, &metrics, &first);
             pump(&mut local, &seat, &mut inbound, &mut outbound, first, &meter, &bounds).await
         }
     });
     Carried { client, far, dial, stop, ending, state }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_is_lost_before_anything_was_sent_loses_nothing() {
+    let first = FirstBytes { bytes: b"question".to_vec(), ended: true };
+    let carried = carry(first.clone(), None);
+    carried.far.arrive(lost());
+    let Ending::Again(again, _) = carried.ending.await.unwrap() else { panic!("it cannot begin again") };
+    assert_eq!(again, first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_is_lost_after_both_ends_is_done() {
+    let mut carried = carry(FirstBytes { bytes: b"question".to_vec(), ended: true }, None);
+    assert_eq!(carried.far.hear(8).await, b"question");
+    assert_eq!(carried.far.sent.recv().await, Some(Sent::End));
+    carried.far.say(b"answer");
+    carried.far.arrive(Arrival::End);
+    let mut answer = Vec::new();
+    carried.client.read_to_end(&mut answer).await.unwrap();
+    carried.far.arrive(lost());
+    assert_eq!((answer.as_slice(), carried.ending.await.unwrap()), (&b"answer"[..], Ending::Done));
 }
 
 fn lost() -> Arrival {

@@ -127,21 +127,25 @@ impl Connection {
     /// # Errors
     /// `channel` failures. The future may be dropped: a channel that opens too late is closed.
     pub async fn open(&self, target: &HostPort, limit: Duration) -> Result<(Inbound, Outbound), Failure> {
-        let (give, take) = oneshot::channel();
+        let (give, mut take) = oneshot::channel();
         let (shared, to) = (Arc::clone(&self.0), target.clone());
         self.0.lane.spawn(async move {
             // A channel that nobody takes any more is dropped here, and so closed.
             drop(give.send(open(&shared, &to).await));
         });
-        match timeout(limit, take).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(session_lost(&self.0, target)),
-            Err(_) => {
-                // The bastion may never answer it.
-                self.0.remnants.fetch_add(REFUSED_REMNANT, Ordering::Relaxed);
-                let text =
-                    format!("{} did not connect to {target} within {}", self.0.bastion, show_duration(limit));
-                Err(Failure::new(Cause::ChannelTimeout, text))
+        loop {
+            match timeout(limit, &mut take).await {
+                Ok(Ok(result)) => return result,
+                Ok(Err(_)) => return Err(session_lost(&self.0, target)),
+                // The answer may be there, and wait before our own gate.
+                Err(_) if !self.0.gate.load().gate_open() => {}
+                Err(_) => {
+                    // The bastion may never answer it.
+                    self.0.remnants.fetch_add(REFUSED_REMNANT, Ordering::Relaxed);
+                    let (bastion, limit) = (&self.0.bastion, show_duration(limit));
+                    let text = format!("{bastion} did not connect to {target} within {limit}");
+                    return Err(Failure::new(Cause::ChannelTimeout, text));
+                }
             }
         }
     }
