@@ -58,7 +58,12 @@ fn an_upload_that_nobody_reads_ends_when_the_database_closes() {
     });
     let (far, _) = server.accept().unwrap();
     is_stuck.recv_timeout(PATIENCE).unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    let mut before = 0.0;
+    eventually("nothing more is taken", || {
+        let taken = daemon.metric("client_bytes_total{database=\"target\",direction=\"to_database\"}");
+        let stuck = taken == std::mem::replace(&mut before, taken);
+        stuck.then_some(())
+    });
     drop(far);
     let kind = uploading.join().unwrap();
     assert!(matches!(kind, std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe), "{kind:?}");
