@@ -4,15 +4,14 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::ChildStdout;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::failure::plain;
 use crate::files;
+use crate::process_group::ProcessGroup;
 use crate::secret::{Secret, SecretSource};
 
 /// Longer than any secret, in bytes.
@@ -75,20 +74,12 @@ fn to_text(bytes: &[u8]) -> Result<Zeroizing<String>, String> {
 }
 
 async fn run(argv: &[String]) -> Result<Zeroizing<String>, String> {
-    let (program, arguments) = argv.split_first().ok_or("has no program")?;
-    let started = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn();
-    let mut family = Family(started.map_err(|error| format!("cannot be started: {}", plain(&error)))?);
-    let output = family.0.stdout.take().ok_or("gives no output")?;
+    let started = ProcessGroup::start(argv, Stdio::null(), Stdio::null());
+    let mut group = started.map_err(|error| format!("cannot be started: {}", plain(&error)))?;
+    let output = group.0.stdout.take().ok_or("gives no output")?;
     let finish = async {
         let text = collect(output).await?;
-        match family.0.wait().await {
+        match group.0.wait().await {
             Ok(status) if status.success() => Ok(text),
             Ok(status) => Err(format!("failed ({status}): run it by hand as the daemon's user to see why")),
             Err(error) => Err(format!("cannot be waited for: {}", plain(&error))),
@@ -100,20 +91,10 @@ async fn run(argv: &[String]) -> Result<Zeroizing<String>, String> {
     }
 }
 
-/// A command and all that it started: ended together when dropped before its end.
-struct Family(Child);
-
-impl Drop for Family {
-    fn drop(&mut self) {
-        // There is no id once it has been waited for.
-        if let Some(id) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
-            let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use nix::unistd::Pid;
+
     use super::*;
 
     fn command(argv: &[&str]) -> SecretSource {

@@ -64,6 +64,7 @@ vocabulary! {
         TcpUnreachable "unreachable" "there is no route to it: check the VPN, the routes and the firewall"
         TcpTimeout "timeout" "packets are dropped on the way: check the security group and the allow list of the bastion"
         TcpReset "reset" "something on the way cut the connection: check the load balancer in front of the bastion"
+        TcpProxyCommandFailed "proxy_command_failed" "run `proxy_command` by hand as the daemon's user: it has to connect its input and output to the bastion's sshd"
     }
     Banner "banner" {
         BannerTimeout "timeout" "connected, but no SSH greeting came: the bastion is overloaded, or this port is not SSH"

@@ -43,6 +43,7 @@ pub mod dial;
 pub mod files;
 pub mod lanes;
 pub mod metrics;
+pub mod process_group;
 
 // Floor 4: edges. Each touches one thing outside.
 pub mod client;

@@ -159,9 +159,8 @@ impl Session {
         let identities = load_identities(plan).await.map_err(refused)?;
         let deadline = Instant::now() + plan.connect_timeout;
         let gate = Gate::new(&self.parts.memory, Arc::clone(&self.load));
-        let connected = ssh::connect(&plan.at, trust, gate, plan.keepalive_timeout, deadline);
-        let connected = connected.await.map_err(refused)?;
-        self.state.send_modify(|state| state.address = Some(connected.address));
+        let connected = ssh::connect(plan, trust, gate, deadline).await.map_err(refused)?;
+        self.state.send_modify(|state| state.address = connected.address);
         let login = connected.login(&plan.user, &identities, deadline).await;
         let connection = login.map_err(|failure| {
             let rejected = failure.cause == Cause::AuthRejected;

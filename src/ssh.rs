@@ -14,6 +14,7 @@ mod greeting;
 mod guard;
 mod keys;
 mod login;
+mod proxy;
 mod transport;
 
 pub use channel::{Connection, Inbound, Outbound};

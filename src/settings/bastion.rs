@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::plan::{BastionPlan, DaemonPlan, IdentityPlan, TrustPlan};
 use super::reader::{Report, Section};
-use super::values::{Host, Port, Whole, show_duration};
+use super::values::{Argv, Host, Port, Whole, show_duration};
 use crate::backoff::Bounds;
 use crate::host_keys::Fingerprint;
 use crate::ids::{HostPort, Name};
@@ -24,6 +24,7 @@ pub(super) fn read(
     let host: Option<Host> = section.require("host", report);
     let port: Port = section.get_or("port", Whole(22), report);
     let user: Option<String> = section.require("user", report);
+    let proxy_command: Option<Argv> = section.get("proxy_command", report);
     let identity = read_identity(&name, &mut section, daemon, report);
     let passphrase: Option<SecretSource> = section.get("identity_passphrase", report);
     let trust = read_trust(&mut section, daemon, report);
@@ -37,6 +38,7 @@ pub(super) fn read(
         name,
         at: HostPort::new(&host?.0, port.port()),
         user: user?,
+        proxy_command: proxy_command.map(|Argv(words)| words),
         identity: identity?,
         passphrase,
         trust: trust?,

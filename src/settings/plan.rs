@@ -82,6 +82,8 @@ pub struct BastionPlan {
     pub at: HostPort,
     /// The account there.
     pub user: String,
+    /// A command whose input and output are the connection, instead of TCP.
+    pub proxy_command: Option<Vec<String>>,
     /// The private keys to log in with.
     pub identity: IdentityPlan,
     /// Opens encrypted private keys.

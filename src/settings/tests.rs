@@ -105,6 +105,7 @@ fn every_problem_is_reported_at_once_with_its_place() {
         keepalive_timeout = "30s"
         sessions = { min = 5, max = 4 }
         host_key = "MD5:aa"
+        proxy_command = "nc %h %p"
         [databases.prod]
         bastion = "pord"
         hots = "db"
@@ -125,6 +126,7 @@ fn every_problem_is_reported_at_once_with_its_place() {
         "bastions.prod.user: is empty",
         "bastions.prod.keepalive_timeout: must be longer than keepalive_interval (30s)",
         "bastions.prod.sessions.min: is above sessions.max (4)",
+        "bastions.prod.proxy_command: is one text with blanks: write a list of words",
         "bastions.prod.host_key: \"MD5:aa\" is not a fingerprint",
         "bastions.prod.hots: unknown key: did you mean \"host\"?",
         "databases.prod.bastion: there is no [bastions.pord]: known are prod",

@@ -333,6 +333,26 @@ impl<T: Setting> Setting for Vec<T> {
     }
 }
 
+/// A command as a list of words.
+#[derive(Clone)]
+pub(super) struct Argv(pub(super) Vec<String>);
+
+impl Setting for Argv {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        match &given.value.kind {
+            ValueKind::String(text) if text.contains(char::is_whitespace) => Err(
+                "is one text with blanks: write a list of words, such as [\"ssh\", \"-W\", \"%h:%p\", \"gateway\"], \
+                 since no shell splits it"
+                    .to_owned(),
+            ),
+            _ => Vec::read(given).map(Self),
+        }
+    }
+    fn show(&self) -> Json {
+        self.0.show()
+    }
+}
+
 const SECRET_FORMS: &str = "{ env = \"VARIABLE\" }, { file = \"path\" }, { credential = \"name\" } or \
                             { command = [\"program\", \"argument\"] }";
 

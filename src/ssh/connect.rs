@@ -17,10 +17,12 @@ use tokio::time::{Instant, timeout_at};
 use super::gate::Gate;
 use super::greeting::Greeting;
 use super::guard::{Guard, HandlerError, Obituary};
-use super::transport::{self, Transport};
+use super::proxy::Proxy;
+use super::transport::{self, Socket, Transport};
 use crate::failure::{Cause, Failure, plain};
 use crate::host_keys::Trust;
 use crate::ids::HostPort;
+use crate::settings::plan::BastionPlan;
 
 /// How long an address is given before the next one is tried beside it: RFC 8305 section 5, "Connection Attempt
 /// Delay".
@@ -29,6 +31,9 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Half-read keys are never of use; larger lists of addresses only delay the verdict.
 const MAX_ADDRESSES: usize = 16;
 
+/// What is assumed of a way that is not measured.
+const PROXY_ROUND_TRIP: Duration = Duration::from_millis(10);
+
 /// Connected and verified, not logged in.
 pub struct Connected {
     pub(super) handle: client::Handle<Guard>,
@@ -36,25 +41,46 @@ pub struct Connected {
     pub(super) gate: Arc<Gate>,
     pub(super) obituary: Arc<Obituary>,
     pub(super) refusal: Arc<Mutex<Option<String>>>,
-    /// The address that won the race.
-    pub address: SocketAddr,
+    /// The address that won the race, where there was one.
+    pub address: Option<SocketAddr>,
 }
 
 /// Connects to a bastion and verifies its host key. All traffic goes through `gate`; a silent peer is given up by
-/// the kernel after `silence`.
+/// the kernel after the bastion's `keepalive_timeout`.
 ///
 /// # Errors
 /// `dns`, `tcp`, `banner`, `kex` and `host_key` failures. The connection is gone then.
 pub async fn connect(
-    bastion: &HostPort,
+    plan: &BastionPlan,
     trust: Arc<Trust>,
     gate: Arc<Gate>,
-    silence: Duration,
     deadline: Instant,
 ) -> Result<Connected, Failure> {
+    let bastion = &plan.at;
+    if let Some(argv) = &plan.proxy_command {
+        let (proxy, fate) = Proxy::start(argv, bastion, &plan.user)?;
+        let connected = shake_hands(bastion, proxy, PROXY_ROUND_TRIP, trust, gate, deadline).await;
+        return match connected {
+            // The bastion has not been heard, so it is the command that is to blame.
+            Err(failure) if failure.cause == Cause::BannerClosed => Err(fate.explain(bastion).await),
+            connected => connected,
+        };
+    }
     let addresses = resolve(bastion, deadline).await?;
     let (socket, address, round_trip) = race(bastion, addresses, deadline).await?;
-    prepare(&socket, silence);
+    prepare(&socket, plan.keepalive_timeout);
+    let connected = shake_hands(bastion, socket, round_trip, trust, gate, deadline).await?;
+    Ok(Connected { address: Some(address), ..connected })
+}
+
+async fn shake_hands<S: Socket + Send + 'static>(
+    bastion: &HostPort,
+    socket: S,
+    round_trip: Duration,
+    trust: Arc<Trust>,
+    gate: Arc<Gate>,
+    deadline: Instant,
+) -> Result<Connected, Failure> {
     let greeting = Arc::new(Mutex::new(Greeting::default()));
     let transport = Transport::new(socket, Arc::clone(&gate), Arc::clone(&greeting));
     let config = Arc::new(config(&trust, bastion, round_trip));
@@ -62,7 +88,7 @@ pub async fn connect(
     let (obituary, refusal) = (guard.obituary(), guard.refusal());
     match timeout_at(deadline, client::connect_stream(config, transport, guard)).await {
         Ok(Ok(handle)) => {
-            Ok(Connected { handle, bastion: bastion.clone(), gate, obituary, refusal, address })
+            Ok(Connected { handle, bastion: bastion.clone(), gate, obituary, refusal, address: None })
         }
         Ok(Err(error)) => {
             let greeting = transport::lock(&greeting);

@@ -31,3 +31,4 @@ mod outage;
 mod secrets;
 mod stalled;
 mod surfaces;
+mod ways;
