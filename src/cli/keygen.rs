@@ -65,8 +65,12 @@ fn explain(
     let (user, host) = (&bastion.user, &bastion.at.host);
     writeln!(
         out,
-        "On {host}, make the account \"{user}\" if there is none, without a shell:\n\n  \
-         sudo useradd --create-home --shell /usr/sbin/nologin {user}\n"
+        "On {host}, make the account \"{user}\" if there is none, without a shell, and a place for its keys:\n\n  \
+         sudo useradd --create-home --shell /usr/sbin/nologin {user}\n  \
+         sudo install -d -m 700 -o {user} -g {user} ~{user}/.ssh\n  \
+         sudo touch ~{user}/.ssh/authorized_keys\n  \
+         sudo chown {user}: ~{user}/.ssh/authorized_keys\n  \
+         sudo chmod 600 ~{user}/.ssh/authorized_keys\n"
     )?;
     let targets = targets(settings, bastion);
     let meaning = match targets.as_slice() {
@@ -79,15 +83,33 @@ fn explain(
     };
     writeln!(
         out,
-        "Append this line to ~{user}/.ssh/authorized_keys there (directory 0700, file 0600, both owned by {user}). \
-         {meaning}:\n\n  {} {public_key}\n",
+        "Append this line to ~{user}/.ssh/authorized_keys there. {meaning}:\n\n  {} {public_key}\n",
         restrictions(&targets)
     )?;
     writeln!(
         out,
-        "Its /etc/ssh/sshd_config must not forbid forwarding for this account; these lines keep dead sessions away:\n\n  \
-         AllowTcpForwarding local\n  ClientAliveInterval 30\n  ClientAliveCountMax 10"
-    )
+        "Write these lines to /etc/ssh/sshd_config.d/tunnelkeeper.conf there, and reload sshd. They hold the account to \
+         the same whatever its keys say, and end sessions whose other end has gone:\n"
+    )?;
+    for line in sshd_lines(user, &targets) {
+        writeln!(out, "  {line}")?;
+    }
+    Ok(())
+}
+
+/// What the account may do, for `sshd_config`.
+fn sshd_lines(user: &str, targets: &[String]) -> Vec<String> {
+    let permitted = if targets.is_empty() { "none".to_owned() } else { targets.join(" ") };
+    vec![
+        format!("Match User {user}"),
+        "    AllowTcpForwarding local".to_owned(),
+        format!("    PermitOpen {permitted}"),
+        "    AllowAgentForwarding no".to_owned(),
+        "    X11Forwarding no".to_owned(),
+        "    PermitTTY no".to_owned(),
+        "    ClientAliveInterval 30".to_owned(),
+        "    ClientAliveCountMax 10".to_owned(),
+    ]
 }
 
 /// The databases behind a bastion, each once.

@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::json;
 
+use crate::support::account::find;
 use crate::support::bastion::{make_key, public_line};
 use crate::support::daemon::{command, configured, run};
 use crate::support::{Bastion, Daemon, Postgres, free_port};
@@ -214,6 +215,14 @@ fn keygen_opens_an_encrypted_key_and_says_what_to_do_if_it_cannot() {
     assert!(err(&shared).trim_end().ends_with(&format!("chmod 600 {}", key.display())), "{shared:?}");
 }
 
+/// What sshd has to say about the lines that `keygen` prints for its configuration.
+fn sshd_says_of(bastion: &Bastion, text: &str) -> String {
+    let lines = &text[text.find("  Match User ").unwrap()..];
+    let config = bastion.path("sshd_config.of.keygen");
+    fs::write(&config, format!("HostKey {}\n{lines}", bastion.path("host").display())).unwrap();
+    err(&Command::new(find("sshd")).arg("-t").arg("-f").arg(config).output().unwrap())
+}
+
 #[test]
 fn the_line_of_keygen_is_what_sshd_enforces() {
     let bastion = Bastion::start();
@@ -223,6 +232,7 @@ fn the_line_of_keygen_is_what_sshd_enforces() {
     let output = run(&daemon.config(), &["keygen", "prod"]);
     let text = out(&output);
     let line = text.lines().find(|line| line.contains("restrict,")).unwrap();
+    assert_eq!(sshd_says_of(&bastion, &text), "", "sshd does not understand the lines for it");
     bastion.authorize(line.trim());
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
     daemon.wait();
