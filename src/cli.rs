@@ -5,7 +5,7 @@ mod keygen;
 mod status;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -79,6 +79,9 @@ enum Command {
         /// How to print it
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
+        /// Show it again every two seconds, until interrupted
+        #[arg(long)]
+        watch: bool,
     },
 }
 
@@ -166,9 +169,13 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
             configuration::show(&load(&surroundings)?, format, out)
         }
         Command::Keygen { bastion, force } => keygen::keygen(&load(&surroundings)?, &bastion, force, out),
-        Command::Status { names, daemon, format } => {
+        Command::Status { names, daemon, format, watch } => {
             let variable = surroundings.variables.get("TUNNELKEEPER_URL").filter(|url| !url.is_empty());
             let url = daemon.url.or_else(|| variable.map(|url| url.to_string_lossy().into_owned()));
+            if watch {
+                let clear = format == Format::Text && io::stdout().is_terminal();
+                return status::watch(url.as_deref(), &names, format, clear, out);
+            }
             status::status(url.as_deref(), &names, format, out)
         }
     }

@@ -1,11 +1,18 @@
 //! `status`: the running daemon's view, as a table for people or as it came for programs.
 
 use std::io::Write;
+use std::time::Duration;
 
 use super::{Format, Stop, runtime};
 use crate::client;
 use crate::failure::one_line;
 use crate::snapshot::{Bastion, Database, Snapshot, Trouble, show_millis};
+
+/// How often a watched daemon is asked.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+
+/// Cursor to the corner, and nothing behind it.
+const CLEAR_SCREEN: &str = "\x1b[H\x1b[2J";
 
 /// Longer than anything that a daemon has to say, in characters.
 const MAX_SHOWN: usize = 2000;
@@ -30,6 +37,28 @@ pub(super) fn status(
         Format::Text => print(&snapshot, out)?,
     }
     Ok(())
+}
+
+/// Shows the status again and again, until nobody reads it any more. A daemon that does not answer may be on its way
+/// back, and that is what is shown then. `clear`: a screen for each.
+pub(super) fn watch(
+    url: Option<&str>,
+    names: &[String],
+    format: Format,
+    clear: bool,
+    out: &mut impl Write,
+) -> Result<(), Stop> {
+    loop {
+        // Written at once, so that the screen is never seen half empty.
+        let mut screen = if clear { CLEAR_SCREEN.into() } else { Vec::new() };
+        match status(url, names, format, &mut screen) {
+            Err(Stop::Failed(text)) => writeln!(screen, "{text}")?,
+            shown => shown?,
+        }
+        out.write_all(&screen)?;
+        out.flush()?;
+        std::thread::sleep(WATCH_EVERY);
+    }
 }
 
 /// JSON leaves those beyond ASCII as they are, and a terminal may obey them.

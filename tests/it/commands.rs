@@ -1,6 +1,7 @@
 //! The command line, as a user meets it.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -10,7 +11,7 @@ use serde_json::json;
 use crate::support::account::find;
 use crate::support::bastion::{make_key, public_line};
 use crate::support::daemon::{command, configured, run};
-use crate::support::{Bastion, Daemon, Postgres, free_port};
+use crate::support::{Bastion, Daemon, Postgres, free_port, tunnel};
 
 const SMALL: &str = "[bastions.prod]\nhost = \"bastion.example.com\"\nuser = \"tunnelkeeper\"\n\
                      [databases.analytics]\nbastion = \"prod\"\nhost = \"analytics.internal\"\nlisten = \"127.0.0.1:15432\"\n\
@@ -276,6 +277,26 @@ fn the_line_of_keygen_is_what_sshd_enforces() {
         .output()
         .unwrap();
     assert!(!ssh.status.success() && !out(&ssh).contains("broken in"), "{ssh:?}");
+}
+
+#[test]
+fn status_can_be_watched_through_an_end_of_the_daemon() {
+    let (bastion, daemon) = tunnel("", &Postgres::shared().unprobed_section("analytics", "prod"));
+    let mut watch = command(&daemon.config(), &["status", "--watch", "--url", &daemon.url()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut next = |start: &str| lines.find(|line| line.starts_with(start)).unwrap();
+    for _ in 0..2 {
+        assert!(next("tunnelkeeper ").ends_with(": ready"));
+        assert!(next("prod ").contains(" up "));
+    }
+    drop((daemon, bastion));
+    next("no daemon answers at");
+    // Nobody reads any more.
+    drop(lines);
+    assert_eq!(watch.wait().unwrap().code(), Some(0));
 }
 
 #[test]
