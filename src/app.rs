@@ -131,10 +131,16 @@ impl Daemon {
     }
 
     async fn run(self, mut signals: mpsc::UnboundedReceiver<Request>) {
-        next_stop(&mut signals).await;
+        while let Some(Request::Reload) = signals.recv().await {
+            warn!(
+                "bastions are tried again at once; the configuration is not read anew while the daemon runs: restart \
+                 it to apply changes"
+            );
+            self.supervisor.dial_now();
+        }
         let hurry = CancellationToken::new();
         let second = async {
-            next_stop(&mut signals).await;
+            while let Some(Request::Reload) = signals.recv().await {}
             hurry.cancel();
             std::future::pending::<()>().await;
         };
@@ -152,20 +158,6 @@ impl Daemon {
         self.supervisor.end(patience, hurry).await;
         self.http_stop.cancel();
         info!("stopped");
-    }
-}
-
-async fn next_stop(signals: &mut mpsc::UnboundedReceiver<Request>) {
-    loop {
-        match signals.recv().await {
-            Some(Request::Stop) => return,
-            Some(Request::Reload) => {
-                warn!(
-                    "the configuration is not read anew while the daemon runs: restart it to apply changes"
-                );
-            }
-            None => std::future::pending().await,
-        }
     }
 }
 

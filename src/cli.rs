@@ -54,7 +54,8 @@ enum Command {
     /// Run the daemon in the foreground
     ///
     /// Logs go to standard error. SIGTERM or SIGINT lets clients finish for `daemon.drain_timeout` and then ends the
-    /// daemon; a second one ends it at once. Exit codes: 0 stopped as asked, 1 could not start, 78 configuration.
+    /// daemon; a second one ends it at once. SIGHUP has bastions tried at once that wait for their next attempt. Exit
+    /// codes: 0 stopped as asked, 1 could not start, 78 configuration.
     Run,
     /// Check or show the configuration
     #[command(subcommand)]

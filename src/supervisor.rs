@@ -73,6 +73,7 @@ async fn keep(name: String, unit: impl Unit) {
 /// Everything that runs.
 pub struct Supervisor {
     board: Arc<Board>,
+    tunnels: Vec<(Name, Tunnel)>,
     forwards: JoinSet<()>,
     others: JoinSet<()>,
     drain: CancellationToken,
@@ -93,13 +94,15 @@ impl Supervisor {
     ) -> Self {
         let mut supervisor = Self {
             board: Arc::clone(board),
+            tunnels: Vec::new(),
             forwards: JoinSet::new(),
             others: JoinSet::new(),
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
-        let tunnels = supervisor.start_tunnels(plan, lanes, metrics);
+        supervisor.tunnels = supervisor.start_tunnels(plan, lanes, metrics);
+        let tunnels = supervisor.tunnels.clone();
         let sockets: Arc<SocketTable> = Arc::default();
         for (plan, bound) in bound {
             // The configuration names no bastion that it does not describe.
@@ -156,6 +159,11 @@ impl Supervisor {
         self.board.put_database(Arc::clone(plan), forward_state, probe_state);
         self.forwards.spawn(keep(format!("forward {}", plan.name), forward));
         self.others.spawn(keep(format!("probe {}", plan.name), probe));
+    }
+
+    /// Dials every bastion that waits for its next attempt.
+    pub fn dial_now(&self) {
+        self.tunnels.iter().for_each(|(_, tunnel)| tunnel.dial_now());
     }
 
     /// Ends everything: takes no new clients, lets those that are there finish for `patience` or until there is a

@@ -29,6 +29,7 @@ enum Request {
     Seat(Waiting),
     ProbeSeat(oneshot::Sender<Option<Seat>>),
     Doubt,
+    DialNow,
 }
 
 /// A client that waits for a seat.
@@ -57,6 +58,13 @@ pub struct Parts {
     pub metrics: Arc<BastionMetrics>,
     /// When cancelled, all sessions are closed.
     pub stop: CancellationToken,
+}
+
+impl Tunnel {
+    /// Whoever knows that the bastion was mended need not wait for the next attempt.
+    pub fn dial_now(&self) {
+        let _ = self.requests.send(Request::DialNow);
+    }
 }
 
 /// The tunnel itself: what [`Tunnel`] asks, this does.
@@ -89,6 +97,7 @@ impl Unit {
                     Request::Seat(client) => pool.ask_for_seat(client),
                     Request::ProbeSeat(probe) => drop(probe.send(pool.probe_seat())),
                     Request::Doubt => pool.doubt(),
+                    Request::DialNow => pool.dial_now(),
                 },
                 () = tokio::time::sleep_until(next) => {}
             }

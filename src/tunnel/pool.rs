@@ -123,6 +123,13 @@ impl Pool {
         }
     }
 
+    /// Waits no longer for the next attempt.
+    pub(super) fn dial_now(&mut self) {
+        for pace in [&mut self.recovery, &mut self.growth] {
+            pace.not_before = Instant::now();
+        }
+    }
+
     /// Does whatever is due, and says when to come again.
     pub(super) fn tend(&mut self) -> Instant {
         self.place_waiting();
@@ -378,7 +385,7 @@ impl Pool {
         let (changed, again) = self.files.look();
         if changed {
             info!(bastion = %self.parts.plan.name, "a key, passphrase or known_hosts file has changed: trying again now");
-            self.recovery.not_before = Instant::now();
+            self.dial_now();
         }
         again
     }

@@ -8,6 +8,10 @@ use crate::support::client::{Job, connect, job};
 use crate::support::daemon::{configured, run};
 use crate::support::{Bastion, Daemon, Postgres, eventually, runtime};
 
+/// What SIGHUP is answered with.
+const RELOAD: &str = "bastions are tried again at once; the configuration is not read anew while the daemon runs: \
+                      restart it to apply changes";
+
 fn with_drain_timeout(drain_timeout: &str) -> (Bastion, Daemon) {
     let bastion = Bastion::start();
     let config = format!(
@@ -83,9 +87,26 @@ fn a_second_signal_ends_it_at_once() {
 fn a_reload_that_cannot_be_done_is_said_and_ends_nothing() {
     let (_bastion, daemon) = with_drain_timeout("1s");
     daemon.signal(Signal::SIGHUP);
-    daemon
-        .wait_event("the configuration is not read anew while the daemon runs: restart it to apply changes");
+    daemon.wait_event(RELOAD);
     assert_eq!(runtime().block_on(job(daemon.address("analytics"))), Job::Done);
+}
+
+#[test]
+fn a_signal_has_a_bastion_that_was_mended_tried_at_once() {
+    let bastion = Bastion::start();
+    let authorized = std::fs::read_to_string(bastion.path("authorized_keys")).unwrap();
+    bastion.authorize("");
+    let config = format!(
+        "{}{}",
+        bastion.section("prod", bastion.port),
+        Postgres::shared().section("analytics", "prod")
+    );
+    let daemon = Daemon::start(&config);
+    eventually("the bastion refuses us", || (daemon.bastion("prod")["refusing"] == true).then_some(()));
+    // Nothing changes on this side.
+    bastion.authorize(authorized.trim());
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_up("prod");
 }
 
 #[test]
