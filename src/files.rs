@@ -2,7 +2,7 @@
 //! pipe that nobody writes to. Blocks as long as the file system does, so callers read on a thread that may, under a
 //! deadline of their own.
 
-use std::fs::OpenOptions;
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -21,11 +21,28 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// # Errors
 /// What the system says, or that it is no file, or too large.
 pub fn read(path: &Path, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let (file, metadata) = open(path)?;
+    read_all(file, &metadata, max)
+}
+
+/// Opens a file, for those who have to look at it before they read it.
+///
+/// # Errors
+/// What the system says, or that it is no file.
+pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_dir() || metadata.file_type().is_fifo() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
+    Ok((file, metadata))
+}
+
+/// Reads an open file of at most `max` bytes.
+///
+/// # Errors
+/// What the system says, or that it is too large.
+pub fn read_all(file: File, metadata: &Metadata, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     // A buffer that grows would leave copies behind.
     let expected = usize::try_from(metadata.len()).unwrap_or(max).min(max);
     let mut bytes = Zeroizing::new(Vec::with_capacity(expected + 1));

@@ -6,6 +6,7 @@
 //! told to stop.
 
 mod answer;
+mod carry;
 mod client;
 
 use std::net::SocketAddr;

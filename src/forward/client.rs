@@ -1,25 +1,23 @@
-//! One client from its acceptance to its end.
+//! One client from its acceptance to its end: waits for a seat as often as it takes, and says why where none comes.
 
-use std::future::pending;
-use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tracing::{debug, warn};
+use tracing::debug;
 
+use super::carry::{Carried, Trial, Unserved, carry, read_more};
 use super::{Shared, answer, explain, outcome_of};
 use crate::backoff::Bounds;
 use crate::dial::{Dial, Seat};
 use crate::failure::{Cause, Failure, Phase};
 use crate::metrics::Outcome;
-use crate::pgwire::{Activity, SqlState};
-use crate::pump::{self, Ending, FirstBytes, MAX_FIRST_BYTES, Meter, pump};
+use crate::pgwire::SqlState;
+use crate::pump::{FirstBytes, MAX_FIRST_BYTES};
 use crate::state::ClientEntry;
 
 /// A seat that comes within this time was there all along: the client does not count as held.
@@ -44,31 +42,8 @@ pub(super) struct Client<D> {
     avoid: Option<u64>,
 }
 
-/// What waiting came to.
-enum Waited<T> {
-    Ready(T),
-    /// The client left.
-    Gone,
-    /// Its time is over, or nobody can help it.
-    InVain,
-    /// So many wait already that it may not.
-    HoldFull(usize),
-    /// The daemon ends.
-    Stopping,
-}
-
 /// A seat, and the turn to try with it where not everybody may.
 type Turn<S> = (S, Option<OwnedSemaphorePermit>);
-
-/// What came of a seat.
-enum Carried {
-    /// The client is done with, or was ended.
-    Over,
-    /// It has to wait for another seat: the session was lost, or the database not reached.
-    Again(TcpStream, FirstBytes, Failure),
-    /// It is not served any more.
-    Unserved(TcpStream, FirstBytes, Waited<()>),
-}
 
 impl<D: Dial> Client<D> {
     pub(super) fn new(shared: Arc<Shared<D>>, socket: TcpStream, entry: ClientEntry) -> Self {
@@ -96,8 +71,8 @@ impl<D: Dial> Client<D> {
     async fn serve_to_its_end(mut self) {
         loop {
             let (seat, turn) = match self.wait().await {
-                Waited::Ready(turn) => turn,
-                unserved => return self.leave_unserved(unserved).await,
+                Ok(turn) => turn,
+                Err(unserved) => return self.leave_unserved(unserved).await,
             };
             let session = seat.session();
             self.entry.client.session.store(session, Ordering::Relaxed);
@@ -146,13 +121,13 @@ impl<D: Dial> Client<D> {
     }
 
     /// Waits for a seat, and meanwhile for whatever ends the waiting.
-    async fn wait(&mut self) -> Waited<Turn<D::Seat>> {
+    async fn wait(&mut self) -> Result<Turn<D::Seat>, Unserved> {
         if self.failed_opens > 0 && self.first.ended && !self.carried {
-            return Waited::Gone;
+            return Err(Unserved::Gone);
         }
         let until = self.waits_since + self.shared.plan.forward.hold_timeout;
         if self.failed_opens > 0 && Instant::now() >= until {
-            return Waited::InVain;
+            return Err(Unserved::InVain);
         }
         let (shared, avoid, not_before) = (Arc::clone(&self.shared), self.avoid, self.next_open());
         let mut turn: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
@@ -164,11 +139,11 @@ impl<D: Dial> Client<D> {
             (shared.dial.seat(avoid).await, turn)
         });
         if let Ok(turn) = timeout(AT_ONCE, &mut turn).await {
-            return Waited::Ready(turn);
+            return Ok(turn);
         }
         let held_already = self.shared.state.borrow().clients.held();
         if held_already >= self.shared.plan.forward.hold_max {
-            return Waited::HoldFull(held_already);
+            return Err(Unserved::HoldFull(held_already));
         }
         let held_at = Instant::now();
         self.entry.set_held(true);
@@ -182,40 +157,40 @@ impl<D: Dial> Client<D> {
         &mut self,
         mut turn: Pin<Box<dyn Future<Output = T> + Send>>,
         until: Instant,
-    ) -> Waited<T> {
+    ) -> Result<T, Unserved> {
         let cut = self.shared.cut.clone();
         let mut tunnel = self.shared.dial.state();
         loop {
             let listen = !self.first.ended && self.first.bytes.len() < MAX_FIRST_BYTES;
             tokio::select! {
                 biased;
-                turn = &mut turn => return Waited::Ready(turn),
+                turn = &mut turn => return Ok(turn),
                 read = read_more(&mut self.socket, &mut self.first), if listen => {
                     if !matches!(read, Ok(1..)) {
-                        return Waited::Gone;
+                        return Err(Unserved::Gone);
                     }
                 }
-                Ok(_) = tunnel.wait_for(|state| state.refusing) => return Waited::InVain,
-                () = sleep_until(until) => return Waited::InVain,
-                () = cut.cancelled() => return Waited::Stopping,
+                Ok(_) = tunnel.wait_for(|state| state.refusing) => return Err(Unserved::InVain),
+                () = sleep_until(until) => return Err(Unserved::InVain),
+                () = cut.cancelled() => return Err(Unserved::Stopping),
             }
         }
     }
 
     /// Tells the client why it is not served, if it is still there.
-    async fn leave_unserved<T>(mut self, unserved: Waited<T>) {
+    async fn leave_unserved(mut self, unserved: Unserved) {
         let database = &self.shared.plan.name;
         let (outcome, text) = match unserved {
             // It may still listen, and then hears why there was no answer.
-            Waited::Gone | Waited::Ready(_) => (Outcome::Gone, self.explain().1),
-            Waited::InVain => self.explain(),
-            Waited::HoldFull(held) => {
+            Unserved::Gone => (Outcome::Gone, self.explain().1),
+            Unserved::InVain => self.explain(),
+            Unserved::HoldFull(held) => {
                 let text = format!(
                     "tunnelkeeper: database \"{database}\" has {held} clients on hold already (hold.max)"
                 );
                 (Outcome::Limit, text)
             }
-            Waited::Stopping => {
+            Unserved::Stopping => {
                 let text = format!(
                     "tunnelkeeper: database \"{database}\" cannot be reached: the daemon is stopping"
                 );
@@ -253,164 +228,5 @@ impl<D: Dial> Client<D> {
     /// The first attempt has the bastion's own time; all others share what the hold leaves.
     fn gives_up_at(&self) -> Option<Instant> {
         (self.failed_opens > 0).then(|| self.waits_since + self.shared.plan.forward.hold_timeout)
-    }
-}
-
-/// Reads what a client sends that is not connected yet.
-async fn read_more(socket: &mut TcpStream, first: &mut FirstBytes) -> io::Result<usize> {
-    let room = MAX_FIRST_BYTES - first.bytes.len().min(MAX_FIRST_BYTES);
-    socket.take(room as u64).read_buf(&mut first.bytes).await
-}
-
-/// One attempt to connect a client.
-struct Trial {
-    give_up_at: Option<Instant>,
-    first_time: bool,
-    turn: Option<OwnedSemaphorePermit>,
-}
-
-/// Connects a client through its seat and carries it. Runs on the session's lane.
-async fn carry<D: Dial>(
-    shared: &Arc<Shared<D>>,
-    seat: D::Seat,
-    socket: TcpStream,
-    mut first: FirstBytes,
-    entry: &ClientEntry,
-    trial: Trial,
-) -> Carried {
-    let (plan, metrics) = (&shared.plan, &shared.metrics);
-    // From here on the lane itself hears of the socket, and no other thread has to wake it.
-    let Ok(mut socket) = socket.into_std().and_then(TcpStream::from_std) else {
-        metrics.connection(Outcome::OpenFailed);
-        return Carried::Over;
-    };
-    let asked = Instant::now();
-    let opened = open(shared, &seat, &mut socket, &mut first, trial.give_up_at).await;
-    drop(trial.turn);
-    let (mut inbound, mut outbound) = match opened {
-        Waited::Ready(Ok(link)) => link,
-        Waited::Ready(Err(failure)) => {
-            shared.open_failed(&failure);
-            if matches!(failure.cause, Cause::ChannelTimeout | Cause::ChannelSessionLost) {
-                shared.dial.doubt();
-            }
-            return Carried::Again(socket, first, failure);
-        }
-        Waited::Gone => return Carried::Unserved(socket, first, Waited::Gone),
-        Waited::Stopping => return Carried::Unserved(socket, first, Waited::Stopping),
-        Waited::InVain | Waited::HoldFull(_) => return Carried::Unserved(socket, first, Waited::InVain),
-    };
-    metrics.open.observe(asked.elapsed());
-    shared.opened();
-    entry.set_held(false);
-    if trial.first_time {
-        metrics.connection(Outcome::Carried);
-    }
-    let meter = Meter::new(&entry.client, metrics, &first);
-    let bounds = pump::Bounds {
-        idle: plan.forward.idle_timeout,
-        stall: plan.forward.stall_timeout,
-        stop: shared.cut.clone(),
-    };
-    let ending = pump(&mut socket, &seat, &mut inbound, &mut outbound, first, &meter, &bounds).await;
-    if let Ending::Again(first, failure) = ending {
-        return Carried::Again(socket, first, failure);
-    }
-    if ending == Ending::Done {
-        drop((inbound, outbound, seat));
-        answer::finish(&mut socket).await;
-        return Carried::Over;
-    }
-    // The client is done with; its channel is not yet, and sits on the session until it is.
-    tokio::spawn(async move {
-        pump::abandon(inbound, outbound).await;
-        drop(seat);
-    });
-    if let Ending::Cut { failure, at_boundary, activity } = ending {
-        cut(shared, entry, socket, &failure, at_boundary, activity).await;
-    }
-    Carried::Over
-}
-
-type Link<S> = (<S as Seat>::Inbound, <S as Seat>::Outbound);
-
-/// Connects to the database, and watches the client meanwhile.
-async fn open<D: Dial>(
-    shared: &Shared<D>,
-    seat: &D::Seat,
-    socket: &mut TcpStream,
-    first: &mut FirstBytes,
-    give_up_at: Option<Instant>,
-) -> Waited<Result<Link<D::Seat>, Failure>> {
-    let mut opening = pin!(seat.open(&shared.plan.target));
-    let give_up = async {
-        match give_up_at {
-            Some(at) => sleep_until(at).await,
-            None => pending().await,
-        }
-    };
-    let mut give_up = pin!(give_up);
-    loop {
-        let listen = !first.ended && first.bytes.len() < MAX_FIRST_BYTES;
-        tokio::select! {
-            biased;
-            link = &mut opening => return Waited::Ready(link),
-            read = read_more(socket, first), if listen => match read {
-                // It may have said all it wants to say, and wait for the answer.
-                Ok(0) => first.ended = true,
-                Ok(_) => {}
-                Err(_) => return Waited::Gone,
-            },
-            () = &mut give_up => return Waited::InVain,
-            () = shared.cut.cancelled() => return Waited::Stopping,
-        }
-    }
-}
-
-/// Ends a client that was not done: with words where the protocol allows it, else by a reset.
-async fn cut<D>(
-    shared: &Shared<D>,
-    entry: &ClientEntry,
-    mut socket: TcpStream,
-    failure: &Failure,
-    at_boundary: bool,
-    activity: Activity,
-) {
-    let client = &entry.client;
-    let user = match socket.local_addr() {
-        Ok(local) => shared.sockets.look_up(client.peer, local).await,
-        Err(_) => None,
-    };
-    shared.metrics.cut(failure.cause);
-    warn!(
-        database = %shared.plan.name,
-        peer = %client.peer,
-        user,
-        phase = failure.cause.phase().as_str(),
-        reason = failure.cause.reason(),
-        detail = failure.detail(),
-        hint = failure.hint(),
-        age_s = client.since.instant.elapsed().as_secs(),
-        to_database_bytes = client.to_database.load(Ordering::Relaxed),
-        from_database_bytes = client.from_database.load(Ordering::Relaxed),
-        activity = activity.as_str(),
-        told = at_boundary,
-        "client cut"
-    );
-    if at_boundary {
-        let code = match failure.cause {
-            Cause::ClientIdle => SqlState::IdleSessionTimeout,
-            _ => SqlState::AdminShutdown,
-        };
-        let text = format!(
-            "tunnelkeeper: the connection to database \"{}\" was cut: {failure}; {}",
-            shared.plan.name,
-            failure.hint()
-        );
-        answer::say(&mut socket, code, &text).await;
-        answer::finish(&mut socket).await;
-    } else {
-        // A reset: the client sees an error, never an end (see `accepted`).
-        drop(socket);
     }
 }

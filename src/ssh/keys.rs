@@ -13,12 +13,13 @@ use russh::keys::{Algorithm, HashAlg, PrivateKey, decode_secret_key};
 use zeroize::Zeroizing;
 
 use crate::failure::{Cause, Failure, plain};
+use crate::files;
 use crate::ids::Name;
 use crate::secret::Secret;
 use crate::settings::plan::{BastionPlan, IdentityPlan};
 
 /// Larger than any private key.
-const MAX_KEY_FILE: u64 = 64 << 10;
+const MAX_KEY_FILE: usize = 64 << 10;
 
 /// A private key to log in with.
 pub(super) struct Identity {
@@ -101,10 +102,12 @@ fn unreadable(path: &Path, found: impl std::fmt::Display) -> Failure {
 
 fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let cannot = |error: io::Error| unreadable(path, format!("cannot be read: {}", plain(&error)));
-    let metadata = fs::metadata(path).map_err(cannot)?;
-    if !metadata.is_file() {
-        return Err(unreadable(path, "is not a file"));
-    }
+    // What is looked at is what is read, whatever becomes of the path meanwhile.
+    let (file, metadata) = match files::open(path) {
+        Ok((file, metadata)) if metadata.is_file() => (file, metadata),
+        Err(error) if error.kind() != io::ErrorKind::InvalidInput => return Err(cannot(error)),
+        _ => return Err(unreadable(path, "is not a file")),
+    };
     let mode = metadata.mode() & 0o777;
     // As ssh does it: our own key must be ours alone; one that belongs to somebody else (root, say) may be shared
     // with a group of ours. Nobody else's business in any case.
@@ -113,13 +116,12 @@ fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
         return Err(unreadable(path, format!("can be read by others (mode {mode:04o})"))
             .with_hint(format!("chmod 600 {}", path.display())));
     }
-    if metadata.len() > MAX_KEY_FILE {
-        return Err(unreadable(path, "is too large to be a key"));
-    }
-    fs::read_to_string(path).map(Zeroizing::new).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => unreadable(path, "is not a private key in any known format"),
+    let bytes = files::read_all(file, &metadata, MAX_KEY_FILE).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => unreadable(path, "is too large to be a key"),
         _ => cannot(error),
-    })
+    })?;
+    let text = std::str::from_utf8(&bytes).map(|text| Zeroizing::new(text.to_owned()));
+    text.map_err(|_| unreadable(path, "is not a private key in any known format"))
 }
 
 fn decode(path: &Path, text: &str, passphrase: Option<&Secret>) -> Result<PrivateKey, Failure> {

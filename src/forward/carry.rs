@@ -1,0 +1,203 @@
+//! One attempt of a client on the lane of its session: opens the link, watching the client meanwhile, carries it, and
+//! ends it if it has to be ended.
+
+use std::future::pending;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep_until};
+use tracing::warn;
+
+use super::{Shared, answer};
+use crate::dial::{Dial, Seat};
+use crate::failure::{Cause, Failure};
+use crate::metrics::Outcome;
+use crate::pgwire::{Activity, SqlState};
+use crate::pump::{self, Ending, FirstBytes, MAX_FIRST_BYTES, Meter, pump};
+use crate::state::ClientEntry;
+
+/// Why a client that is not connected is not served any more.
+pub(super) enum Unserved {
+    /// It left.
+    Gone,
+    /// Its time is over, or nobody can help it.
+    InVain,
+    /// So many wait already that it may not.
+    HoldFull(usize),
+    /// The daemon ends.
+    Stopping,
+}
+
+/// What came of a seat.
+pub(super) enum Carried {
+    /// The client is done with, or was ended.
+    Over,
+    /// It has to wait for another seat: the session was lost, or the database not reached.
+    Again(TcpStream, FirstBytes, Failure),
+    /// It is told why not.
+    Unserved(TcpStream, FirstBytes, Unserved),
+}
+
+/// Reads what a client sends that is not connected yet.
+pub(super) async fn read_more(socket: &mut TcpStream, first: &mut FirstBytes) -> io::Result<usize> {
+    let room = MAX_FIRST_BYTES - first.bytes.len().min(MAX_FIRST_BYTES);
+    socket.take(room as u64).read_buf(&mut first.bytes).await
+}
+
+/// One attempt to connect a client.
+pub(super) struct Trial {
+    pub(super) give_up_at: Option<Instant>,
+    pub(super) first_time: bool,
+    pub(super) turn: Option<OwnedSemaphorePermit>,
+}
+
+/// Connects a client through its seat and carries it. Runs on the session's lane.
+pub(super) async fn carry<D: Dial>(
+    shared: &Arc<Shared<D>>,
+    seat: D::Seat,
+    socket: TcpStream,
+    mut first: FirstBytes,
+    entry: &ClientEntry,
+    trial: Trial,
+) -> Carried {
+    let (plan, metrics) = (&shared.plan, &shared.metrics);
+    // From here on the lane itself hears of the socket, and no other thread has to wake it.
+    let Ok(mut socket) = socket.into_std().and_then(TcpStream::from_std) else {
+        if trial.first_time {
+            metrics.connection(Outcome::OpenFailed);
+        }
+        return Carried::Over;
+    };
+    let asked = Instant::now();
+    let opened = open(shared, &seat, &mut socket, &mut first, trial.give_up_at).await;
+    drop(trial.turn);
+    let (mut inbound, mut outbound) = match opened {
+        Ok(Ok(link)) => link,
+        Ok(Err(failure)) => {
+            shared.open_failed(&failure);
+            if matches!(failure.cause, Cause::ChannelTimeout | Cause::ChannelSessionLost) {
+                shared.dial.doubt();
+            }
+            return Carried::Again(socket, first, failure);
+        }
+        Err(unserved) => return Carried::Unserved(socket, first, unserved),
+    };
+    metrics.open.observe(asked.elapsed());
+    shared.opened();
+    entry.set_held(false);
+    if trial.first_time {
+        metrics.connection(Outcome::Carried);
+    }
+    let meter = Meter::new(&entry.client, metrics, &first);
+    let bounds = pump::Bounds {
+        idle: plan.forward.idle_timeout,
+        stall: plan.forward.stall_timeout,
+        stop: shared.cut.clone(),
+    };
+    let ending = pump(&mut socket, &seat, &mut inbound, &mut outbound, first, &meter, &bounds).await;
+    if let Ending::Again(first, failure) = ending {
+        return Carried::Again(socket, first, failure);
+    }
+    if ending == Ending::Done {
+        drop((inbound, outbound, seat));
+        answer::finish(&mut socket).await;
+        return Carried::Over;
+    }
+    // The client is done with; its channel is not yet, and sits on the session until it is.
+    tokio::spawn(async move {
+        pump::abandon(inbound, outbound).await;
+        drop(seat);
+    });
+    if let Ending::Cut { failure, at_boundary, activity } = ending {
+        cut(shared, entry, socket, &failure, at_boundary, activity).await;
+    }
+    Carried::Over
+}
+
+type Link<S> = (<S as Seat>::Inbound, <S as Seat>::Outbound);
+
+/// Connects to the database, and watches the client meanwhile.
+async fn open<D: Dial>(
+    shared: &Shared<D>,
+    seat: &D::Seat,
+    socket: &mut TcpStream,
+    first: &mut FirstBytes,
+    give_up_at: Option<Instant>,
+) -> Result<Result<Link<D::Seat>, Failure>, Unserved> {
+    let mut opening = pin!(seat.open(&shared.plan.target));
+    let give_up = async {
+        match give_up_at {
+            Some(at) => sleep_until(at).await,
+            None => pending().await,
+        }
+    };
+    let mut give_up = pin!(give_up);
+    loop {
+        let listen = !first.ended && first.bytes.len() < MAX_FIRST_BYTES;
+        tokio::select! {
+            biased;
+            link = &mut opening => return Ok(link),
+            read = read_more(socket, first), if listen => match read {
+                // It may have said all it wants to say, and wait for the answer.
+                Ok(0) => first.ended = true,
+                Ok(_) => {}
+                Err(_) => return Err(Unserved::Gone),
+            },
+            () = &mut give_up => return Err(Unserved::InVain),
+            () = shared.cut.cancelled() => return Err(Unserved::Stopping),
+        }
+    }
+}
+
+/// Ends a client that was not done: with words where the protocol allows it, else by a reset.
+async fn cut<D>(
+    shared: &Shared<D>,
+    entry: &ClientEntry,
+    mut socket: TcpStream,
+    failure: &Failure,
+    at_boundary: bool,
+    activity: Activity,
+) {
+    let client = &entry.client;
+    let user = match socket.local_addr() {
+        Ok(local) => shared.sockets.look_up(client.peer, local).await,
+        Err(_) => None,
+    };
+    shared.metrics.cut(failure.cause);
+    warn!(
+        database = %shared.plan.name,
+        peer = %client.peer,
+        user,
+        phase = failure.cause.phase().as_str(),
+        reason = failure.cause.reason(),
+        detail = failure.detail(),
+        hint = failure.hint(),
+        age_s = client.since.instant.elapsed().as_secs(),
+        to_database_bytes = client.to_database.load(Ordering::Relaxed),
+        from_database_bytes = client.from_database.load(Ordering::Relaxed),
+        activity = activity.as_str(),
+        told = at_boundary,
+        "client cut"
+    );
+    if at_boundary {
+        let code = match failure.cause {
+            Cause::ClientIdle => SqlState::IdleSessionTimeout,
+            _ => SqlState::AdminShutdown,
+        };
+        let text = format!(
+            "tunnelkeeper: the connection to database \"{}\" was cut: {failure}; {}",
+            shared.plan.name,
+            failure.hint()
+        );
+        answer::say(&mut socket, code, &text).await;
+        answer::finish(&mut socket).await;
+    } else {
+        // A reset: the client sees an error, never an end (see `answer::accepted`).
+        drop(socket);
+    }
+}
