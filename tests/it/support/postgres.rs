@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{OnceLock, mpsc};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -28,6 +28,8 @@ pub const MAX_CONNECTIONS: u32 = 600;
 pub struct Postgres {
     pub port: u16,
     dir: TempDir,
+    /// Closed by the end of the process.
+    _removal: ChildStdin,
 }
 
 const HBA: &str = "\
@@ -39,6 +41,15 @@ host all scram_user 127.0.0.1/32 scram-sha-256
 host all scram_user ::1/128 scram-sha-256
 host all trusted ::1/128 trust
 ";
+
+/// The shared server is never dropped, so somebody else has to remove its directory: a process that waits for the end of
+/// this one, which closes its input, however it comes.
+fn remove_in_the_end(dir: &Path) -> ChildStdin {
+    let script = "read -r _; for _ in 1 2 3 4 5 6 7 8 9; do rm -rf -- \"$0\" && exit; sleep 1; done";
+    let guard =
+        Command::new("sh").arg("-c").arg(script).arg(dir).stdin(Stdio::piped()).stderr(Stdio::null()).spawn();
+    guard.unwrap().stdin.unwrap()
+}
 
 impl Postgres {
     pub fn shared() -> &'static Self {
@@ -60,7 +71,8 @@ impl Postgres {
         let account = account();
         let dir = TempDir::with_prefix("postgres-").unwrap();
         account.give(dir.path());
-        let postgres = Self { port: free_port(), dir };
+        let removal = remove_in_the_end(dir.path());
+        let postgres = Self { port: free_port(), dir, _removal: removal };
         let data = postgres.path("data");
         let initialised = account
             .command(&find("initdb"))
