@@ -80,7 +80,7 @@ impl Board {
     pub fn snapshot(&self) -> Snapshot {
         let units = self.lock();
         let now = Instant::now();
-        let up = |name: &Name| units.bastions.get(name).map(|unit| unit.tunnel.borrow().clone());
+        let up = |name: &Name| units.bastions.get(name).is_some_and(|unit| unit.tunnel.borrow().is_up());
         Snapshot {
             at: Stamp(SystemTime::now()),
             daemon: self.daemon(units.stage),
@@ -88,7 +88,7 @@ impl Board {
             databases: units
                 .databases
                 .values()
-                .map(|unit| database(unit, up(&unit.plan.bastion), now))
+                .map(|unit| database(unit, unit.plan.bastions.iter().any(up), now))
                 .collect(),
         }
     }
@@ -150,7 +150,7 @@ fn session(state: &SessionState) -> Session {
     }
 }
 
-fn database(unit: &DatabaseUnit, tunnel: Option<Arc<TunnelState>>, now: Instant) -> Database {
+fn database(unit: &DatabaseUnit, up: bool, now: Instant) -> Database {
     let DatabaseUnit { plan, forward, probe } = unit;
     let forward = forward.borrow().clone();
     let probe = probe.borrow().clone();
@@ -161,16 +161,16 @@ fn database(unit: &DatabaseUnit, tunnel: Option<Arc<TunnelState>>, now: Instant)
         kind: plan.kind.as_str().to_owned(),
         host: plan.target.host.to_string(),
         port: plan.target.port,
-        bastions: vec![plan.bastion.to_string()],
+        bastions: plan.bastions.iter().map(ToString::to_string).collect(),
         listen: forward.listening.iter().map(ToString::to_string).collect(),
-        up: tunnel.as_ref().is_some_and(|tunnel| tunnel.is_up()),
-        uptime_seconds: tunnel.map_or(0.0, |tunnel| tunnel.uptime.total(now).as_secs_f64()),
+        up,
+        uptime_seconds: forward.uptime.total(now).as_secs_f64(),
         clients_active: clients.len() - held,
         clients_held: held,
         last_failure: forward
             .last_failure
             .as_ref()
-            .map(|incident| Trouble::new(incident, forward.failing.is_some())),
+            .map(|incident| Trouble::new(incident, !forward.failing.is_empty())),
         probe: Probe {
             level: plan.probe.level.as_str().to_owned(),
             verdict: probe.health.as_str().to_owned(),
@@ -187,13 +187,14 @@ fn database(unit: &DatabaseUnit, tunnel: Option<Arc<TunnelState>>, now: Instant)
 }
 
 fn client(state: &ClientState) -> Client {
-    let session = state.session.load(Ordering::Relaxed);
+    let (bastion, session) = state.seat().unzip();
     Client {
         id: state.id,
         peer: state.peer.to_string(),
         since: Stamp(state.since.wall),
         held: state.held.load(Ordering::Relaxed),
-        session: (session != 0).then_some(session),
+        bastion: bastion.map(|bastion| bastion.to_string()),
+        session,
         to_database_bytes: state.to_database.load(Ordering::Relaxed),
         from_database_bytes: state.from_database.load(Ordering::Relaxed),
     }

@@ -1,7 +1,9 @@
 //! The seam between those who need a way to a database and the tunnel that gives it: neither knows the other.
 //!
-//! [`crate::tunnel`] implements these traits over SSH channels; [`crate::forward`] and [`crate::probe`] use them,
-//! and are tested over streams in memory.
+//! [`crate::tunnel`] implements these traits over SSH channels; [`crate::forward`] and [`crate::probe`] use them
+//! through the [`Ways`] of their database, and are tested over streams in memory.
+
+mod ways;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,7 +15,18 @@ use tokio::sync::watch;
 
 use crate::failure::Failure;
 use crate::ids::HostPort;
+use crate::settings::plan::DatabasePlan;
 use crate::state::TunnelState;
+pub use ways::{Avoid, Ways};
+
+/// A database, and the ways to it. It changes when the configuration does.
+#[derive(Clone)]
+pub struct Route<D> {
+    /// The database.
+    pub plan: Arc<DatabasePlan>,
+    /// Its bastions' tunnels.
+    pub ways: Ways<D>,
+}
 
 /// A tunnel, as those see it who want to go through.
 pub trait Dial: Clone + Send + Sync + 'static {

@@ -127,8 +127,8 @@ impl Metrics {
 
     /// The series of a database, all at zero; they go when the handles are dropped.
     #[must_use]
-    pub fn database(&self, name: &Name, bastion: &Name) -> DatabaseMetrics {
-        DatabaseMetrics::new(&self.databases, name, bastion)
+    pub fn database(&self, name: &Name, bastions: &[Name]) -> DatabaseMetrics {
+        DatabaseMetrics::new(&self.databases, name, bastions)
     }
 
     /// The configuration was loaded with success.

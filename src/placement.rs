@@ -1,4 +1,5 @@
-//! Which session takes a client, and when the pool of a bastion grows or shrinks: a pure rule over their figures.
+//! Which bastion and which session take a client, and when the pool of a bastion grows or shrinks: a pure rule over
+//! their figures.
 //!
 //! A session that carries one client only can stall without harm to others, so clients are spread over as many
 //! sessions as the pool allows before they share one, and the pool grows ahead of them.
@@ -71,6 +72,30 @@ pub fn dispensable(pool: &[Candidate], bounds: PoolBounds) -> bool {
     pool.iter().filter(|candidate| candidate.usable).count() > bounds.min
 }
 
+/// A bastion of a database, as placement sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Its tunnel is up.
+    pub up: bool,
+    /// It has failed since it was last up for 30 s.
+    pub wavering: bool,
+    /// It has failed this client, or others before it, where another may do better.
+    pub avoided: bool,
+}
+
+/// The bastions that a client may wait for, best first; `standings` are in the user's order of preference. One that
+/// wavers comes after those that do not, so that clients return to it only once it has proved well. One that is
+/// avoided is left out while another is up.
+#[must_use]
+pub fn rank(standings: &[Standing]) -> Vec<usize> {
+    let choice = standings.iter().any(|standing| standing.up && !standing.avoided);
+    let all = standings.iter().enumerate().filter(|(_, standing)| !(choice && standing.avoided));
+    let mut ranked: Vec<_> = all.collect();
+    // The sort is stable: what is equal stays in the order of preference.
+    ranked.sort_by_key(|(_, standing)| (!standing.up, standing.wavering));
+    ranked.into_iter().map(|(index, _)| index).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -115,6 +140,28 @@ mod tests {
                 Placement { seat, grow },
                 "{pool:?} dialling {dialling}"
             );
+        }
+    }
+
+    #[test]
+    fn bastions_in_order_of_preference() {
+        let well = Standing { up: true, wavering: false, avoided: false };
+        let down = Standing { up: false, ..well };
+        let back = Standing { wavering: true, ..well };
+        let failed = Standing { avoided: true, ..well };
+        for (standings, expected) in [
+            (&[well, well][..], &[0, 1][..]),
+            (&[down, well], &[1, 0]),
+            (&[back, well], &[1, 0]),
+            (&[back, back], &[0, 1]),
+            (&[down, back], &[1, 0]),
+            (&[down, down], &[0, 1]),
+            (&[failed, well], &[1]),
+            (&[failed, down], &[0, 1]),
+            (&[failed, failed], &[0, 1]),
+            (&[failed, down, back], &[2, 1]),
+        ] {
+            assert_eq!(rank(standings), expected, "{standings:?}");
         }
     }
 

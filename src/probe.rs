@@ -5,6 +5,7 @@
 //! anew now and then, since a kept connection does not notice what only logins meet. There is never more than one
 //! probe of a database under way.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +17,9 @@ use tracing::{debug, error, info, warn};
 
 use crate::clock::now;
 use crate::credentials;
-use crate::dial::{Dial, Seat};
+use crate::dial::{Dial, Route, Seat, Ways};
 use crate::failure::{Cause, Failure, Phase};
+use crate::ids::Name;
 use crate::metrics::{DatabaseMetrics, ProbePhase};
 use crate::postgres::{Canceller, Session, negotiate};
 use crate::pump::ferry;
@@ -26,15 +28,16 @@ use crate::settings::plan::{DatabasePlan, ProbeLevel, ProbeWhen, TlsMode};
 use crate::state::{Health, Incident, ProbeState};
 use crate::verdict::{Outcome, Verdict};
 
+/// How long the first probe waits for the tunnel.
+const FIRST_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A login that was rejected is not tried more often: databases lock accounts, and log each try.
 const REJECTED_PACE: Duration = Duration::from_secs(60);
 
 /// What a probe is made with.
 pub struct Parts<D> {
-    /// The database.
-    pub plan: Arc<DatabasePlan>,
-    /// The way to it.
-    pub dial: D,
+    /// The database and the ways to it, as the configuration has them at the moment.
+    pub route: watch::Receiver<Arc<Route<D>>>,
     /// Its series.
     pub metrics: Arc<DatabaseMetrics>,
     /// When cancelled, the probe ends.
@@ -45,12 +48,15 @@ pub struct Parts<D> {
 struct Kept<S> {
     session: Session,
     seat: Arc<S>,
+    bastion: Name,
+    /// The bastions that it would rather go through, which did not connect it.
+    instead_of: Vec<Name>,
     since: Instant,
 }
 
 struct Probe<D: Dial> {
     plan: Arc<DatabasePlan>,
-    dial: D,
+    ways: Ways<D>,
     metrics: Arc<DatabaseMetrics>,
     kept: Option<Kept<D::Seat>>,
     /// What clients had moved at the last look.
@@ -64,8 +70,9 @@ struct Probe<D: Dial> {
 /// What one probe found.
 enum Found {
     /// It was answered; the last phase took so long.
-    Answered(Duration),
-    Failed(Failure),
+    Answered(Name, Duration),
+    /// Through this bastion, if it came as far as that.
+    Failed(Option<Name>, Failure),
     /// No session could take it.
     Skipped,
     /// It was not wanted: no client is active.
@@ -87,37 +94,38 @@ pub fn new<D: Dial>(parts: Parts<D>) -> (watch::Receiver<ProbeState>, Unit<D>) {
 impl<D: Dial> Unit<D> {
     /// Probes until it is told to stop. May be called again after it broke.
     pub async fn run(&self) {
-        let Parts { plan, dial, metrics, stop } = &self.parts;
-        if plan.probe.level == ProbeLevel::Off {
-            self.state.send_modify(|state| state.health = Health::NotProbed);
-            return stop.cancelled().await;
+        let mut changes = self.parts.route.clone();
+        let stop = &self.parts.stop;
+        while !stop.is_cancelled() {
+            let route = Arc::clone(&changes.borrow_and_update());
+            let mut probe = self.begin(&route);
+            tokio::select! {
+                () = probe.go_on() => {}
+                Ok(()) = changes.changed() => {}
+                () = stop.cancelled() => {}
+            }
+            if let Some(kept) = probe.kept.take() {
+                kept.session.close().await;
+            }
         }
-        let mut probe = Probe {
+    }
+
+    /// A probe that knows nothing of what was found out with another configuration.
+    fn begin(&self, route: &Route<D>) -> Probe<D> {
+        let Route { plan, ways } = route;
+        let health = if plan.probe.level == ProbeLevel::Off { Health::NotProbed } else { Health::Unknown };
+        self.state.send_modify(|state| set_health(state, health));
+        Probe {
             plan: Arc::clone(plan),
-            dial: dial.clone(),
-            metrics: Arc::clone(metrics),
+            ways: ways.clone(),
+            metrics: Arc::clone(&self.parts.metrics),
             kept: None,
-            moved: metrics.passed_in_total(),
+            moved: self.parts.metrics.passed_in_total(),
             verdict: Verdict::new(plan.probe.failures),
             reported: None,
             state: self.state.clone(),
-        };
-        tokio::select! {
-            () = probe.go_on() => {}
-            () = stop.cancelled() => {}
-        }
-        if let Some(kept) = probe.kept.take() {
-            kept.session.close().await;
         }
     }
-}
-
-/// The first probe is made as soon as it can be; a tunnel that takes long is probed in vain meanwhile.
-async fn wait_until_up<D: Dial>(dial: &D) {
-    let mut state = dial.state();
-    let up = state.wait_for(|tunnel| tunnel.is_up());
-    // The state of a tunnel that is gone never comes.
-    let _ = timeout(Duration::from_secs(5), up).await;
 }
 
 fn is_rejection(failure: &Failure) -> bool {
@@ -129,11 +137,15 @@ fn is_rejection(failure: &Failure) -> bool {
 
 impl<D: Dial> Probe<D> {
     async fn go_on(&mut self) {
-        wait_until_up(&self.dial).await;
+        if self.plan.probe.level == ProbeLevel::Off {
+            return pending().await;
+        }
+        // The first probe is made as soon as it can be; a tunnel that takes long is probed in vain meanwhile.
+        let _ = timeout(FIRST_PATIENCE, self.ways.wait_until(Ways::is_up)).await;
         loop {
             let started = Instant::now();
             let found = self.probe().await;
-            let rejected = matches!(&found, Found::Failed(failure) if is_rejection(failure));
+            let rejected = matches!(&found, Found::Failed(_, failure) if is_rejection(failure));
             self.conclude(found);
             let slow = rejected && self.state.borrow().health == Health::Down;
             let pace = self.plan.probe.interval.max(if slow { REJECTED_PACE } else { Duration::ZERO });
@@ -150,22 +162,37 @@ impl<D: Dial> Probe<D> {
         if let Some(found) = self.probe_kept().await {
             return found;
         }
-        if !self.dial.state().borrow().is_up() {
+        if !self.ways.is_up() {
             return Found::Skipped;
         }
         // Before anything is opened: a secret may take its time, and nobody shall be kept waiting with an open link.
-        let password = match self.fetch_password().await {
-            Ok(password) => password,
-            Err(failure) => return Found::Failed(failure),
-        };
-        let Some(seat) = self.dial.probe_seat().await else { return Found::Skipped };
-        let seat = Arc::new(seat);
-        match self.probe_anew(&seat, password.as_ref()).await {
-            Ok(took) => Found::Answered(took),
-            // What a shut gate keeps from us is nobody's failure.
-            Err(_) if !seat.is_open() => Found::Skipped,
-            Err(failure) => Found::Failed(failure),
+        match self.fetch_password().await {
+            Ok(password) => self.probe_ways(password.as_ref()).await,
+            Err(failure) => Found::Failed(None, failure),
         }
+    }
+
+    /// Goes the way that a client would go: through the best bastion, and through the next where that one does not
+    /// connect it to the database.
+    async fn probe_ways(&mut self, password: Option<&Secret>) -> Found {
+        let mut failed = Vec::new();
+        let mut found = Found::Skipped;
+        while let Some((bastion, seat)) = self.ways.probe_seat(&failed).await {
+            let seat = Arc::new(seat);
+            match self.probe_anew(&bastion, &seat, &failed, password).await {
+                Ok(took) => return Found::Answered(bastion, took),
+                // What a shut gate keeps from us is nobody's failure.
+                Err(_) if !seat.is_open() => return Found::Skipped,
+                Err(failure) if failure.cause.phase() == Phase::Channel => {
+                    self.metrics.channel_failed(&bastion, failure.cause);
+                    self.ways.doubt(&bastion);
+                    failed.push(bastion.clone());
+                    found = Found::Failed(Some(bastion), failure);
+                }
+                Err(failure) => return Found::Failed(Some(bastion), failure),
+            }
+        }
+        found
     }
 
     fn clients_are_active(&mut self) -> bool {
@@ -180,6 +207,12 @@ impl<D: Dial> Probe<D> {
         if kept.session.is_closed() || !kept.seat.is_open() {
             return None;
         }
+        // It shall see what clients see, so it goes with them from one bastion to another.
+        let best = self.ways.best();
+        if best.is_some_and(|best| *best != kept.bastion && !kept.instead_of.contains(best)) {
+            kept.session.close().await;
+            return None;
+        }
         if kept.since.elapsed() >= plan.probe.fresh_login {
             // The old connection goes first, so that its slot is free for the new login.
             kept.session.close().await;
@@ -187,14 +220,15 @@ impl<D: Dial> Probe<D> {
         }
         match self.ask(&kept.session, &kept.seat).await {
             Ok(took) => {
+                let bastion = kept.bastion.clone();
                 self.kept = Some(kept);
-                Some(Found::Answered(took))
+                Some(Found::Answered(bastion, took))
             }
             Err(_) if !kept.seat.is_open() => None,
             // Servers, poolers and administrators end connections as they please; a login tells whether more is
             // wrong.
             Err(failure) if failure.cause == Cause::DbQueryClosed => None,
-            Err(failure) => Some(Found::Failed(failure)),
+            Err(failure) => Some(Found::Failed(Some(kept.bastion), failure)),
         }
     }
 
@@ -211,7 +245,9 @@ impl<D: Dial> Probe<D> {
     /// Goes through all phases from the beginning; returns the time of the last one.
     async fn probe_anew(
         &mut self,
+        bastion: &Name,
         seat: &Arc<D::Seat>,
+        instead_of: &[Name],
         password: Option<&Secret>,
     ) -> Result<Duration, Failure> {
         let plan = Arc::clone(&self.plan);
@@ -238,7 +274,13 @@ impl<D: Dial> Probe<D> {
             return Ok(took);
         }
         let took = self.ask(&session, seat).await?;
-        self.kept = Some(Kept { session, seat: Arc::clone(seat), since: Instant::now() });
+        self.kept = Some(Kept {
+            session,
+            seat: Arc::clone(seat),
+            bastion: bastion.clone(),
+            instead_of: instead_of.to_vec(),
+            since: Instant::now(),
+        });
         Ok(took)
     }
 
@@ -265,23 +307,22 @@ impl<D: Dial> Probe<D> {
 
     /// Counts a result, forms the verdict and publishes both.
     fn conclude(&mut self, found: Found) {
-        let (outcome, failure, latency) = match found {
-            Found::Answered(took) => {
+        let (outcome, bastion, failure, latency) = match found {
+            Found::Answered(bastion, took) => {
                 self.metrics.probe_answered();
-                (Outcome::Answered, None, Some(took))
+                (Outcome::Answered, Some(bastion), None, Some(took))
             }
-            Found::Failed(failure) => {
+            Found::Failed(bastion, failure) => {
                 self.metrics.probe_failed(failure.cause);
-                if failure.cause.phase() == Phase::Channel {
-                    self.metrics.channel_failed(failure.cause);
-                }
                 // A link that is half open shows itself here first.
-                self.dial.doubt();
-                (Outcome::Failed, Some(failure), None)
+                if let Some(bastion) = bastion.as_ref().filter(|_| failure.cause.phase() != Phase::Channel) {
+                    self.ways.doubt(bastion);
+                }
+                (Outcome::Failed, bastion, Some(failure), None)
             }
             Found::Skipped => {
                 self.metrics.probe_skipped();
-                (Outcome::Skipped, None, None)
+                (Outcome::Skipped, None, None, None)
             }
             Found::Unwanted => {
                 self.metrics.probe_skipped();
@@ -291,7 +332,7 @@ impl<D: Dial> Probe<D> {
         };
         let health = self.verdict.record(outcome);
         let before = self.state.borrow().health;
-        self.report(before, health, failure.as_ref(), latency);
+        self.report(before, health, bastion.as_ref(), failure.as_ref(), latency);
         self.state.send_modify(|state| {
             set_health(state, health);
             if let Some(latency) = latency {
@@ -309,14 +350,15 @@ impl<D: Dial> Probe<D> {
         &mut self,
         before: Health,
         health: Health,
+        bastion: Option<&Name>,
         failure: Option<&Failure>,
         latency: Option<Duration>,
     ) {
-        let (database, bastion) = (&self.plan.name, &self.plan.bastion);
+        let (database, bastion) = (&self.plan.name, bastion.map(tracing::field::display));
         let Some(failure) = failure else {
             if (before, health) != (Health::Up, Health::Up) && latency.is_some() {
                 let latency_ms = latency.map(|latency| (latency.as_secs_f64() * 10_000.0).round() / 10.0);
-                info!(%database, %bastion, latency_ms, "database up");
+                info!(%database, bastion, latency_ms, "database up");
                 self.reported = None;
             }
             return;
@@ -326,13 +368,13 @@ impl<D: Dial> Probe<D> {
         let news = self.reported.replace(failure.cause) != Some(failure.cause);
         match health {
             Health::Down if news || before != health => {
-                error!(%database, %bastion, phase, reason, detail, hint, "database down");
+                error!(%database, bastion, phase, reason, detail, hint, "database down");
             }
             // A single failure of a database that is up is no news yet.
             Health::Unknown if news => {
-                warn!(%database, %bastion, phase, reason, detail, hint, "probe failed");
+                warn!(%database, bastion, phase, reason, detail, hint, "probe failed");
             }
-            _ => debug!(%database, %bastion, phase, reason, detail, hint, "probe failed"),
+            _ => debug!(%database, bastion, phase, reason, detail, hint, "probe failed"),
         }
     }
 }

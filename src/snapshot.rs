@@ -189,6 +189,8 @@ pub struct Client {
     pub peer: String,
     pub since: Stamp,
     pub held: bool,
+    #[serde(default)]
+    pub bastion: Option<String>,
     pub session: Option<u64>,
     pub to_database_bytes: u64,
     pub from_database_bytes: u64,

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::failure::{Cause, Failure};
+use crate::ids::Name;
 
 /// A point in time, for arithmetic (monotonic) and for people (wall clock).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +172,8 @@ pub struct TunnelState {
     pub sessions: Vec<SessionState>,
     /// Since when it is up, and for how long it was in total.
     pub uptime: Uptime,
+    /// It has failed since it was last up for 30 s: another bastion is the better choice.
+    pub wavering: bool,
     /// Since when it is down: from the start, or from when it was up last.
     pub down_since: Option<Moment>,
     /// How long gates were shut on sessions that have ended.
@@ -202,8 +205,10 @@ pub struct ForwardState {
     pub accepting: bool,
     /// The last time a client could not be connected to the database though a session was there.
     pub last_failure: Option<Incident>,
-    /// Why clients cannot be connected at the moment.
-    pub failing: Option<Cause>,
+    /// The bastions that do not connect clients to the database at the moment, and why.
+    pub failing: BTreeMap<Name, Cause>,
+    /// How long a tunnel for the database was up.
+    pub uptime: Uptime,
     /// Its clients.
     pub clients: Arc<ClientRoll>,
 }
@@ -286,8 +291,8 @@ pub struct ClientState {
     pub since: Moment,
     /// It waits for a session; otherwise it is carried or being placed.
     pub held: AtomicBool,
-    /// The session that carries it; 0 = none.
-    pub session: AtomicU64,
+    /// The bastion and the session that carry it.
+    seat: Mutex<Option<(Name, u64)>>,
     /// Bytes from the client that were handed to the bastion.
     pub to_database: AtomicU64,
     /// Bytes from the database that the client has taken.
@@ -303,10 +308,21 @@ impl ClientState {
             peer,
             since: now,
             held: AtomicBool::new(false),
-            session: AtomicU64::new(0),
+            seat: Mutex::default(),
             to_database: AtomicU64::new(0),
             from_database: AtomicU64::new(0),
         }
+    }
+
+    /// The bastion and the session that carry it, if any do.
+    #[must_use]
+    pub fn seat(&self) -> Option<(Name, u64)> {
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes where it sits.
+    pub fn set_seat(&self, seat: Option<(Name, u64)>) {
+        *self.seat.lock().unwrap_or_else(PoisonError::into_inner) = seat;
     }
 }
 

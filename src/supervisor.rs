@@ -6,12 +6,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::board::Board;
+use crate::dial::{Route, Ways};
 use crate::forward::{self, Room};
 use crate::ids::Name;
 use crate::lanes::Lanes;
@@ -106,9 +108,9 @@ impl Supervisor {
         let sockets: Arc<SocketTable> = Arc::default();
         for (plan, bound) in bound {
             // The configuration names no bastion that it does not describe.
-            if let Some((_, tunnel)) = tunnels.iter().find(|(name, _)| *name == plan.bastion) {
-                supervisor.start_database(&plan, bound, tunnel, metrics, (&sockets, room));
-            }
+            let way = |name| tunnels.iter().find(|(known, _)| known == name).cloned();
+            let ways = Ways::new(plan.bastions.iter().filter_map(way).collect());
+            supervisor.start_database(Route { plan, ways }, bound, metrics, (&sockets, room));
         }
         supervisor
     }
@@ -133,30 +135,25 @@ impl Supervisor {
 
     fn start_database(
         &mut self,
-        plan: &Arc<DatabasePlan>,
+        route: Route<Tunnel>,
         bound: Bound,
-        tunnel: &Tunnel,
         metrics: &Metrics,
         (sockets, room): (&Arc<SocketTable>, &Room),
     ) {
-        let metrics = Arc::new(metrics.database(&plan.name, &plan.bastion));
+        let plan = Arc::clone(&route.plan);
+        let metrics = Arc::new(metrics.database(&plan.name, &plan.bastions));
+        let (_, route) = watch::channel(Arc::new(route));
         let (forward_state, forward) = forward::new(forward::Parts {
-            plan: Arc::clone(plan),
+            route: route.clone(),
             bound,
-            dial: tunnel.clone(),
             metrics: Arc::clone(&metrics),
             sockets: Arc::clone(sockets),
             room: room.clone(),
             drain: self.drain.clone(),
             cut: self.cut.clone(),
         });
-        let (probe_state, probe) = probe::new(probe::Parts {
-            plan: Arc::clone(plan),
-            dial: tunnel.clone(),
-            metrics,
-            stop: self.stop.clone(),
-        });
-        self.board.put_database(Arc::clone(plan), forward_state, probe_state);
+        let (probe_state, probe) = probe::new(probe::Parts { route, metrics, stop: self.stop.clone() });
+        self.board.put_database(Arc::clone(&plan), forward_state, probe_state);
         self.forwards.spawn(keep(format!("forward {}", plan.name), forward));
         self.others.spawn(keep(format!("probe {}", plan.name), probe));
     }

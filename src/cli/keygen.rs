@@ -114,7 +114,7 @@ fn sshd_lines(user: &str, targets: &[String]) -> Vec<String> {
 
 /// The databases behind a bastion, each once.
 fn targets(settings: &Settings, bastion: &BastionPlan) -> Vec<String> {
-    let behind = settings.plan.databases.iter().filter(|database| database.bastion == bastion.name);
+    let behind = settings.plan.databases.iter().filter(|database| database.bastions.contains(&bastion.name));
     let mut targets: Vec<String> = behind.map(|database| database.target.to_string()).collect();
     targets.sort();
     targets.dedup();

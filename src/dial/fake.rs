@@ -150,6 +150,8 @@ pub(crate) struct FakeDial(Arc<Inner>);
 
 struct Inner {
     up: AtomicBool,
+    /// Up, and with a seat for whoever asks.
+    seats: AtomicBool,
     changed: Notify,
     answers: Answers,
     blocked_since: Arc<Mutex<Option<Instant>>>,
@@ -163,6 +165,7 @@ impl FakeDial {
     pub(crate) fn new(up: bool) -> Self {
         let dial = Self(Arc::new(Inner {
             up: AtomicBool::new(up),
+            seats: AtomicBool::new(true),
             changed: Notify::new(),
             answers: Arc::default(),
             blocked_since: Arc::default(),
@@ -179,6 +182,16 @@ impl FakeDial {
         self.0.state.send_modify(|state| Arc::make_mut(state).uptime.set(up, now));
         self.0.up.store(up, Ordering::SeqCst);
         self.0.changed.notify_waiters();
+    }
+
+    /// It has failed lately, or has proved well again.
+    pub(crate) fn waver(&self, wavering: bool) {
+        self.0.state.send_modify(|state| Arc::make_mut(state).wavering = wavering);
+    }
+
+    /// Every gate is shut from now on.
+    pub(crate) fn give_no_seats(&self) {
+        self.0.seats.store(false, Ordering::SeqCst);
     }
 
     /// The next open succeeds; returns its far end.
@@ -229,7 +242,7 @@ impl Dial for FakeDial {
     async fn seat(&self, _: Option<u64>) -> FakeSeat {
         loop {
             let changed = self.0.changed.notified();
-            if self.0.up.load(Ordering::SeqCst) {
+            if self.0.up.load(Ordering::SeqCst) && self.0.seats.load(Ordering::SeqCst) {
                 return self.seat_now();
             }
             changed.await;

@@ -16,9 +16,11 @@ use tracing::warn;
 use super::{Shared, answer};
 use crate::dial::{Dial, Seat};
 use crate::failure::{Cause, Failure};
+use crate::ids::Name;
 use crate::metrics::Outcome;
 use crate::pgwire::{Activity, SqlState};
 use crate::pump::{self, Ending, FirstBytes, MAX_FIRST_BYTES, Meter, pump};
+use crate::settings::plan::DatabasePlan;
 use crate::state::ClientEntry;
 
 /// Why a client that is not connected is not served any more.
@@ -51,9 +53,10 @@ pub(super) async fn read_more(socket: &mut TcpStream, first: &mut FirstBytes) ->
 
 /// One attempt to connect a client.
 pub(super) struct Trial {
+    pub(super) plan: Arc<DatabasePlan>,
+    pub(super) bastion: Name,
     pub(super) give_up_at: Option<Instant>,
     pub(super) first_time: bool,
-    pub(super) turn: Option<OwnedSemaphorePermit>,
 }
 
 /// Connects a client through its seat and carries it. Runs on the session's lane.
@@ -63,9 +66,10 @@ pub(super) async fn carry<D: Dial>(
     socket: TcpStream,
     mut first: FirstBytes,
     entry: &ClientEntry,
-    trial: Trial,
+    trial: &Trial,
+    permit: Option<OwnedSemaphorePermit>,
 ) -> Carried {
-    let (plan, metrics) = (&shared.plan, &shared.metrics);
+    let (plan, metrics) = (&trial.plan, &shared.metrics);
     // From here on the lane itself hears of the socket, and no other thread has to wake it.
     let Ok(mut socket) = socket.into_std().and_then(TcpStream::from_std) else {
         if trial.first_time {
@@ -74,21 +78,18 @@ pub(super) async fn carry<D: Dial>(
         return Carried::Over;
     };
     let asked = Instant::now();
-    let opened = open(shared, &seat, &mut socket, &mut first, trial.give_up_at).await;
-    drop(trial.turn);
+    let opened = open(shared, trial, &seat, &mut socket, &mut first).await;
+    drop(permit);
     let (mut inbound, mut outbound) = match opened {
         Ok(Ok(link)) => link,
         Ok(Err(failure)) => {
-            shared.open_failed(&failure);
-            if matches!(failure.cause, Cause::ChannelTimeout | Cause::ChannelSessionLost) {
-                shared.dial.doubt();
-            }
+            shared.reach.failed(&trial.bastion, &failure);
             return Carried::Again(socket, first, failure);
         }
         Err(unserved) => return Carried::Unserved(socket, first, unserved),
     };
     metrics.open.observe(asked.elapsed());
-    shared.opened();
+    shared.reach.succeeded(&trial.bastion);
     entry.set_held(false);
     if trial.first_time {
         metrics.connection(Outcome::Carried);
@@ -124,14 +125,14 @@ type Link<S> = (<S as Seat>::Inbound, <S as Seat>::Outbound);
 /// Connects to the database, and watches the client meanwhile.
 async fn open<D: Dial>(
     shared: &Shared<D>,
+    trial: &Trial,
     seat: &D::Seat,
     socket: &mut TcpStream,
     first: &mut FirstBytes,
-    give_up_at: Option<Instant>,
 ) -> Result<Result<Link<D::Seat>, Failure>, Unserved> {
-    let mut opening = pin!(seat.open(&shared.plan.target));
+    let mut opening = pin!(seat.open(&trial.plan.target));
     let give_up = async {
-        match give_up_at {
+        match trial.give_up_at {
             Some(at) => sleep_until(at).await,
             None => pending().await,
         }
@@ -170,7 +171,7 @@ async fn cut<D>(
     };
     shared.metrics.cut(failure.cause);
     warn!(
-        database = %shared.plan.name,
+        database = %shared.database,
         peer = %client.peer,
         user,
         phase = failure.cause.phase().as_str(),
@@ -191,7 +192,7 @@ async fn cut<D>(
         };
         let text = format!(
             "tunnelkeeper: the connection to database \"{}\" was cut: {failure}; {}",
-            shared.plan.name,
+            shared.database,
             failure.hint()
         );
         answer::say(&mut socket, code, &text).await;

@@ -1,20 +1,21 @@
 //! One client from its acceptance to its end: waits for a seat as often as it takes, and says why where none comes.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::debug;
 
 use super::carry::{Carried, Trial, Unserved, carry, read_more};
-use super::{Shared, answer, explain, outcome_of};
+use super::explain::{FailedOpen, explain, outcome_of};
+use super::{Shared, answer};
 use crate::backoff::Bounds;
-use crate::dial::{Dial, Seat};
+use crate::dial::{Avoid, Dial, Route, Seat, Ways};
 use crate::failure::{Cause, Failure, Phase};
+use crate::ids::Name;
 use crate::metrics::Outcome;
 use crate::pgwire::SqlState;
 use crate::pump::{FirstBytes, MAX_FIRST_BYTES};
@@ -28,6 +29,9 @@ const OPEN_AGAIN: Bounds = Bounds { min: Duration::from_millis(250), max: Durati
 
 pub(super) struct Client<D> {
     shared: Arc<Shared<D>>,
+    /// Tells of a new configuration.
+    changes: watch::Receiver<Arc<Route<D>>>,
+    route: Arc<Route<D>>,
     socket: TcpStream,
     entry: ClientEntry,
     first: FirstBytes,
@@ -37,19 +41,37 @@ pub(super) struct Client<D> {
     /// It has been connected to the database once, and is counted as such.
     carried: bool,
     failed_opens: u32,
-    last_open: Option<Failure>,
-    /// The session on which it failed.
-    avoid: Option<u64>,
+    last_open: Option<FailedOpen>,
+    /// What it has tried in vain since it last paused.
+    avoid: Avoid,
+    /// How often it has tried all there is to try.
+    rounds: u32,
+    pause: Option<Pause>,
 }
 
-/// A seat, and the turn to try with it where not everybody may.
-type Turn<S> = (S, Option<OwnedSemaphorePermit>);
+/// A wait before the database is tried again.
+struct Pause {
+    until: Instant,
+    /// The bastions that failed; one that has connected somebody else meanwhile ends it.
+    failed: Vec<Name>,
+}
+
+/// A seat of a bastion, and the turn to try with it where not everybody may.
+struct Turn<S> {
+    bastion: Name,
+    seat: S,
+    permit: Option<OwnedSemaphorePermit>,
+}
 
 impl<D: Dial> Client<D> {
     pub(super) fn new(shared: Arc<Shared<D>>, socket: TcpStream, entry: ClientEntry) -> Self {
         let accepted = Instant::now();
+        let mut changes = shared.route.clone();
+        let route = Arc::clone(&changes.borrow_and_update());
         Self {
             shared,
+            changes,
+            route,
             socket,
             entry,
             first: FirstBytes::default(),
@@ -58,7 +80,9 @@ impl<D: Dial> Client<D> {
             carried: false,
             failed_opens: 0,
             last_open: None,
-            avoid: None,
+            avoid: Avoid::default(),
+            rounds: 0,
+            pause: None,
         }
     }
 
@@ -70,18 +94,23 @@ impl<D: Dial> Client<D> {
 
     async fn serve_to_its_end(mut self) {
         loop {
-            let (seat, turn) = match self.wait().await {
+            let Turn { bastion, seat, permit } = match self.wait().await {
                 Ok(turn) => turn,
                 Err(unserved) => return self.leave_unserved(unserved).await,
             };
             let session = seat.session();
-            self.entry.client.session.store(session, Ordering::Relaxed);
+            self.entry.client.set_seat(Some((bastion.clone(), session)));
             self.entry.set_held(self.failed_opens > 0);
-            let trial = Trial { give_up_at: self.gives_up_at(), first_time: !self.carried, turn };
+            let trial = Trial {
+                plan: Arc::clone(&self.route.plan),
+                bastion: bastion.clone(),
+                give_up_at: self.gives_up_at(),
+                first_time: !self.carried,
+            };
             let Self { shared, socket, entry, first, .. } = self;
             let (lane, job) = (seat.lane().clone(), Arc::clone(&shared));
             let on_lane = lane.spawn(async move {
-                let carried = carry(&job, seat, socket, first, &entry, trial).await;
+                let carried = carry(&job, seat, socket, first, &entry, &trial, permit).await;
                 (carried, entry)
             });
             // A panic on the lane is passed on to whoever watches this task.
@@ -94,12 +123,12 @@ impl<D: Dial> Client<D> {
                 },
             };
             entry.set_held(false);
-            entry.client.session.store(0, Ordering::Relaxed);
+            entry.client.set_seat(None);
             match carried {
                 Carried::Over => return,
                 Carried::Again(socket, first, failure) => {
-                    self = Self { shared, socket, entry, first, avoid: Some(session), ..self };
-                    self.note(failure);
+                    self = Self { shared, socket, entry, first, ..self };
+                    self.note(bastion, session, failure);
                 }
                 Carried::Unserved(socket, first, unserved) => {
                     self = Self { shared, socket, entry, first, ..self };
@@ -109,15 +138,33 @@ impl<D: Dial> Client<D> {
         }
     }
 
-    fn note(&mut self, failure: Failure) {
-        if failure.cause.phase() == Phase::Channel {
-            self.failed_opens += 1;
-            self.last_open = Some(failure);
-        } else {
+    /// Takes note of what failed, and decides where and when to try again.
+    fn note(&mut self, bastion: Name, session: u64, failure: Failure) {
+        self.avoid.session = Some((bastion.clone(), session));
+        if failure.cause.phase() != Phase::Channel {
             // It was connected, and has to begin anew.
             (self.carried, self.waits_since) = (true, Instant::now());
-            (self.failed_opens, self.last_open) = (0, None);
+            (self.failed_opens, self.last_open, self.rounds) = (0, None, 0);
+            self.avoid.bastions.clear();
+            return;
         }
+        let ways = &self.route.ways;
+        // Another session may do better at once; the database itself will not.
+        let by_session = matches!(failure.cause, Cause::ChannelTimeout | Cause::ChannelSessionLost);
+        if by_session {
+            ways.doubt(&bastion);
+        }
+        self.avoid.bastions.push(bastion.clone());
+        let elsewhere = ways.has_another(&self.avoid.bastions) || (by_session && self.failed_opens == 0);
+        if !elsewhere {
+            self.rounds += 1;
+            // Those who failed together shall not come back together.
+            let wait = OPEN_AGAIN.ceiling(self.rounds).mul_f64(0.75 + 0.25 * rand::random::<f64>());
+            let failed = std::mem::take(&mut self.avoid.bastions);
+            self.pause = Some(Pause { until: Instant::now() + wait, failed });
+        }
+        self.failed_opens += 1;
+        self.last_open = Some(FailedOpen { bastion: Some(bastion), failure });
     }
 
     /// Waits for a seat, and meanwhile for whatever ends the waiting.
@@ -125,24 +172,27 @@ impl<D: Dial> Client<D> {
         if self.failed_opens > 0 && self.first.ended && !self.carried {
             return Err(Unserved::Gone);
         }
-        let until = self.waits_since + self.shared.plan.forward.hold_timeout;
+        loop {
+            self.route = Arc::clone(&self.changes.borrow_and_update());
+            if let Some(turn) = self.wait_on_route().await? {
+                return Ok(turn);
+            }
+        }
+    }
+
+    /// None once there is a new configuration to wait with.
+    async fn wait_on_route(&mut self) -> Result<Option<Turn<D::Seat>>, Unserved> {
+        let forward = &self.route.plan.forward;
+        let (hold_max, until) = (forward.hold_max, self.waits_since + forward.hold_timeout);
         if self.failed_opens > 0 && Instant::now() >= until {
             return Err(Unserved::InVain);
         }
-        let (shared, avoid, not_before) = (Arc::clone(&self.shared), self.avoid, self.next_open());
-        let mut turn: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
-            if let Some(not_before) = not_before {
-                // Whoever is connected meanwhile proves that waiting is over.
-                let _ = timeout_at(not_before, shared.recovery()).await;
-            }
-            let turn = shared.turn().await;
-            (shared.dial.seat(avoid).await, turn)
-        });
+        let mut turn = self.take_turn();
         if let Ok(turn) = timeout(AT_ONCE, &mut turn).await {
-            return Ok(turn);
+            return Ok(Some(turn));
         }
         let held_already = self.shared.state.borrow().clients.held();
-        if held_already >= self.shared.plan.forward.hold_max {
+        if held_already >= hold_max {
             return Err(Unserved::HoldFull(held_already));
         }
         let held_at = Instant::now();
@@ -153,24 +203,40 @@ impl<D: Dial> Client<D> {
         waited
     }
 
+    fn take_turn(&mut self) -> Pin<Box<dyn Future<Output = Turn<D::Seat>> + Send>> {
+        let (shared, route) = (Arc::clone(&self.shared), Arc::clone(&self.route));
+        let (pause, mut avoid) = (self.pause.take(), self.avoid.clone());
+        Box::pin(async move {
+            if let Some(Pause { until, failed }) = pause {
+                // Whoever is connected meanwhile proves that waiting is over.
+                let _ = timeout_at(until, shared.reach.recovery(&failed)).await;
+            }
+            let permit = shared.reach.turn(&route.ways).await;
+            avoid.bastions.extend(shared.reach.avoid());
+            let (bastion, seat) = route.ways.seat(&avoid).await;
+            Turn { bastion, seat, permit }
+        })
+    }
+
     async fn hold<T>(
         &mut self,
         mut turn: Pin<Box<dyn Future<Output = T> + Send>>,
         until: Instant,
-    ) -> Result<T, Unserved> {
-        let cut = self.shared.cut.clone();
-        let mut tunnel = self.shared.dial.state();
+    ) -> Result<Option<T>, Unserved> {
+        let (cut, ways) = (self.shared.cut.clone(), self.route.ways.clone());
+        let mut hopeless = pin!(ways.wait_until(Ways::all_refuse));
         loop {
             let listen = !self.first.ended && self.first.bytes.len() < MAX_FIRST_BYTES;
             tokio::select! {
                 biased;
-                turn = &mut turn => return Ok(turn),
+                turn = &mut turn => return Ok(Some(turn)),
                 read = read_more(&mut self.socket, &mut self.first), if listen => {
                     if !matches!(read, Ok(1..)) {
                         return Err(Unserved::Gone);
                     }
                 }
-                Ok(_) = tunnel.wait_for(|state| state.refusing) => return Err(Unserved::InVain),
+                () = &mut hopeless => return Err(Unserved::InVain),
+                Ok(()) = self.changes.changed() => return Ok(None),
                 () = sleep_until(until) => return Err(Unserved::InVain),
                 () = cut.cancelled() => return Err(Unserved::Stopping),
             }
@@ -179,7 +245,7 @@ impl<D: Dial> Client<D> {
 
     /// Tells the client why it is not served, if it is still there.
     async fn leave_unserved(mut self, unserved: Unserved) {
-        let database = &self.shared.plan.name;
+        let database = &self.shared.database;
         let (outcome, text) = match unserved {
             // It may still listen, and then hears why there was no answer.
             Unserved::Gone => (Outcome::Gone, self.explain().1),
@@ -204,8 +270,11 @@ impl<D: Dial> Client<D> {
 
     fn explain(&self) -> (Outcome, String) {
         // One that waited for others to try knows of the failure from them.
-        let failure = self.last_open.clone().or_else(|| self.shared.current_failure());
-        (outcome_of(&self.shared, failure.as_ref()), explain(&self.shared, failure.as_ref()))
+        let of_others = || Some(FailedOpen { bastion: None, failure: self.shared.reach.current_failure()? });
+        let others = if self.last_open.is_none() { of_others() } else { None };
+        let failed = self.last_open.as_ref().or(others.as_ref());
+        let ways = &self.route.ways;
+        (outcome_of(ways, failed), explain(&self.shared.database, ways, failed))
     }
 
     /// Each client is counted once.
@@ -215,18 +284,8 @@ impl<D: Dial> Client<D> {
         }
     }
 
-    /// When the database may be tried again, after the bastion has failed to connect to it.
-    fn next_open(&self) -> Option<Instant> {
-        let cause = self.last_open.as_ref()?.cause;
-        // Another session may do better at once; the database itself will not.
-        let elsewhere = matches!(cause, Cause::ChannelTimeout | Cause::ChannelSessionLost);
-        // Those who failed together shall not come back together.
-        let wait = OPEN_AGAIN.ceiling(self.failed_opens).mul_f64(0.75 + 0.25 * rand::random::<f64>());
-        (!elsewhere || self.failed_opens > 1).then(|| Instant::now() + wait)
-    }
-
     /// The first attempt has the bastion's own time; all others share what the hold leaves.
     fn gives_up_at(&self) -> Option<Instant> {
-        (self.failed_opens > 0).then(|| self.waits_since + self.shared.plan.forward.hold_timeout)
+        (self.failed_opens > 0).then(|| self.waits_since + self.route.plan.forward.hold_timeout)
     }
 }

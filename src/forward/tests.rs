@@ -4,23 +4,24 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::dial::Arrival;
 use crate::dial::fake::{FakeDial, FarEnd, Sent};
+use crate::dial::{Arrival, Ways};
+use crate::failure::Failure;
 use crate::ids::{HostPort, Name};
 use crate::metrics::Metrics;
 use crate::pgwire::SSL_REQUEST;
 use crate::settings::plan::{ForwardPlan, Kind, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan};
-use crate::state::TunnelState;
+use crate::state::{Incident, TunnelState};
 
 const STARTUP: &[u8] = b"\0\0\0\x11\0\x03\0\0user\0me\0\0";
 const READY: &[u8] = b"Z\0\0\0\x05I";
 
-fn plan(forward: ForwardPlan) -> Arc<DatabasePlan> {
+fn plan(bastions: &[&str], forward: ForwardPlan) -> Arc<DatabasePlan> {
     let name = |text| Name::parse(text).unwrap();
     let second = Duration::from_secs(1);
     Arc::new(DatabasePlan {
         name: name("analytics"),
-        bastion: name("prod"),
+        bastions: bastions.iter().map(|bastion| name(bastion)).collect(),
         kind: Kind::Postgres,
         target: HostPort::new("db", 5432),
         forward,
@@ -54,6 +55,8 @@ fn usual() -> ForwardPlan {
 
 struct Case {
     dial: FakeDial,
+    /// The second bastion's, which is down unless a test has it up.
+    second: FakeDial,
     state: watch::Receiver<ForwardState>,
     metrics: Metrics,
     drain: CancellationToken,
@@ -63,22 +66,29 @@ struct Case {
 
 impl Case {
     fn new(up: bool, forward: ForwardPlan) -> Self {
+        Self::behind(&["prod"], up, forward)
+    }
+
+    fn behind(bastions: &[&str], up: bool, forward: ForwardPlan) -> Self {
         let dial = FakeDial::new(up);
         let metrics = Metrics::new().unwrap();
         let (drain, cut) = (CancellationToken::new(), CancellationToken::new());
-        let plan = plan(forward);
+        let plan = plan(bastions, forward);
+        let second = FakeDial::new(false);
+        let dials = [dial.clone(), second.clone()];
+        let ways = Ways::new(plan.bastions.iter().cloned().zip(dials).collect());
+        let (_, route) = watch::channel(Arc::new(Route { plan: Arc::clone(&plan), ways }));
         let (state, unit) = new(Parts {
             bound: Bound::bind(&plan.forward.listen).unwrap(),
-            dial: dial.clone(),
-            metrics: Arc::new(metrics.database(&plan.name, &plan.bastion)),
+            route,
+            metrics: Arc::new(metrics.database(&plan.name, &plan.bastions)),
             sockets: Arc::default(),
             room: Room::new(ROOM),
             drain: drain.clone(),
             cut: cut.clone(),
-            plan,
         });
         let life = tokio::spawn(async move { unit.run().await });
-        Self { dial, state, metrics, drain, cut, life }
+        Self { dial, second, state, metrics, drain, cut, life }
     }
 
     async fn connect(&self) -> TcpStream {
@@ -326,6 +336,51 @@ async fn a_database_that_is_not_reached_is_tried_again_until_the_hold_ends() {
     assert_eq!(tried, "2", "at once and after 0.25 s");
     assert_eq!(case.state.borrow().last_failure.as_ref().unwrap().failure.cause, Cause::ChannelConnectFailed);
     assert_eq!(case.dial.doubts(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_one_bastion_cannot_connect_goes_through_the_next() {
+    let case = Case::behind(&["prod", "spare"], true, usual());
+    case.second.set_up(true);
+    case.dial.refuse(Failure::new(Cause::ChannelProhibited, "no"));
+    let mut far = case.second.answer();
+    let mut client = case.connect().await;
+    begin(&mut client, &mut far).await;
+    let seat = case.state.borrow().clients.list()[0].seat();
+    assert_eq!(seat.unwrap().0.as_str(), "spare");
+    // The next one does not even try.
+    let mut far = case.second.answer();
+    begin(&mut case.connect().await, &mut far).await;
+    let failed = |bastion: &str| {
+        let labels = format!("bastion=\"{bastion}\",database=\"analytics\",reason=\"prohibited\"");
+        case.counted(&format!("channel_failures_total{{{labels}}}"))
+    };
+    assert_eq!((failed("prod"), failed("spare")), ("1".to_owned(), "0".to_owned()));
+    let state = case.state.borrow().clone();
+    assert_eq!(state.failing.into_iter().next().unwrap().1, Cause::ChannelProhibited);
+}
+
+#[tokio::test]
+async fn a_held_client_takes_the_first_bastion_that_comes_and_hears_of_all() {
+    let forward = ForwardPlan { hold_timeout: Duration::from_secs(1), ..usual() };
+    let case = Case::behind(&["prod", "spare"], false, forward);
+    assert!(case.state.borrow().uptime.since().is_none());
+    let mut far = case.second.answer();
+    let mut first = case.connect().await;
+    case.held(1).await;
+    case.second.set_up(true);
+    begin(&mut first, &mut far).await;
+    eventually(|| case.state.borrow().uptime.since().is_some()).await;
+    case.second.set_up(false);
+    case.dial.publish(TunnelState { refusing: true, ..TunnelState::default() });
+    let mut second = case.connect().await;
+    second.write_all(STARTUP).await.unwrap();
+    let (_, text) = fatal_text(&rest(&mut second).await.unwrap());
+    assert!(
+        text.contains("bastion \"prod\" is down") && text.contains("bastion \"spare\" is down"),
+        "{text}"
+    );
+    case.outcome("hold_timeout").await;
 }
 
 fn up() -> crate::state::Uptime {

@@ -1,5 +1,7 @@
 //! The series of a database: of its forward and of its probe.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use prometheus::{CounterVec, Error, GaugeVec, HistogramVec, IntCounter, IntCounterVec};
 
 use super::bastion::session_losses;
@@ -98,7 +100,7 @@ impl Families {
             )?,
             bastion_info: registrar.gauge(
                 "database_bastion_info",
-                "The bastions of the database; always 1.",
+                "The bastions of the database, 0 the preferred one; always 1.",
                 &["database", "bastion", "preference"],
             )?,
             active: registrar.gauge("clients_active", "Clients carried or being placed.", database)?,
@@ -184,11 +186,57 @@ impl Families {
     }
 }
 
+/// The series of a database behind its bastions.
+struct Ways {
+    database: Name,
+    bastion_info: GaugeVec,
+    channel_failures: IntCounterVec,
+    known: Mutex<Vec<Way>>,
+}
+
+/// And behind one of them.
+struct Way {
+    bastion: Name,
+    preference: usize,
+    channel_failures: ByCause,
+    _ledger: Ledger,
+}
+
+impl Ways {
+    fn lock(&self) -> MutexGuard<'_, Vec<Way>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, bastions: &[Name]) {
+        let mut known = self.lock();
+        // What goes has to be gone before what comes is made: they may share series.
+        known.retain(|way| bastions.get(way.preference) == Some(&way.bastion));
+        for (preference, bastion) in bastions.iter().enumerate() {
+            if !known.iter().any(|way| way.bastion == *bastion) {
+                known.push(self.way(preference, bastion));
+            }
+        }
+    }
+
+    fn way(&self, preference: usize, bastion: &Name) -> Way {
+        let mut ledger = Ledger::default();
+        let labels = [self.database.as_str(), bastion.as_str(), &preference.to_string()];
+        ledger.observed(&[&self.bastion_info], &labels);
+        self.bastion_info.with_label_values(&labels).set(1.0);
+        let failures = of_phases([Phase::Channel]).map(|cause| {
+            let labels = [self.database.as_str(), bastion.as_str(), cause.reason()];
+            (cause, ledger.counter(&self.channel_failures, &labels))
+        });
+        let channel_failures = failures.collect();
+        Way { bastion: bastion.clone(), preference, channel_failures, _ledger: ledger }
+    }
+}
+
 /// The handles of one database.
 pub struct DatabaseMetrics {
     connections: Vec<(Outcome, IntCounter)>,
     cut: ByCause,
-    channel_failures: ByCause,
+    ways: Ways,
     probe_failures: ByCause,
     probes_ok: IntCounter,
     probes_skipped: IntCounter,
@@ -218,11 +266,9 @@ fn cut_causes() -> impl Iterator<Item = Cause> {
 }
 
 impl DatabaseMetrics {
-    pub(super) fn new(families: &Families, database: &Name, bastion: &Name) -> Self {
-        let (name, bastion) = (database.as_str(), bastion.as_str());
+    pub(super) fn new(families: &Families, database: &Name, bastions: &[Name]) -> Self {
+        let name = database.as_str();
         let mut ledger = Ledger::default();
-        ledger.observed(&[&families.bastion_info], &[name, bastion, "0"]);
-        families.bastion_info.with_label_values(&[name, bastion, "0"]).set(1.0);
         let observed = [
             &families.up,
             &families.active,
@@ -238,11 +284,13 @@ impl DatabaseMetrics {
         let cut = cut_causes()
             .map(|cause| (cause, ledger.counter(&families.cut, &[name, cause.reason()])))
             .collect();
-        let channel_failures = of_phases([Phase::Channel])
-            .map(|cause| {
-                (cause, ledger.counter(&families.channel_failures, &[name, bastion, cause.reason()]))
-            })
-            .collect();
+        let ways = Ways {
+            database: database.clone(),
+            bastion_info: families.bastion_info.clone(),
+            channel_failures: families.channel_failures.clone(),
+            known: Mutex::default(),
+        };
+        ways.set(bastions);
         let probe_failures = of_phases(PROBED)
             .map(|cause| {
                 let labels = [name, cause.phase().as_str(), cause.reason()];
@@ -255,7 +303,7 @@ impl DatabaseMetrics {
         Self {
             connections,
             cut,
-            channel_failures,
+            ways,
             probe_failures,
             probes_ok: ledger.counter(&families.probes, &[name, "ok", "ok"]),
             probes_skipped: ledger.counter(&families.probes, &[name, "skipped", "skipped"]),
@@ -285,9 +333,16 @@ impl DatabaseMetrics {
         }
     }
 
+    /// The database is behind these bastions from now on.
+    pub fn set_bastions(&self, bastions: &[Name]) {
+        self.ways.set(bastions);
+    }
+
     /// The bastion did not connect a client or a probe to the database.
-    pub fn channel_failed(&self, cause: Cause) {
-        if let Some(counter) = self.channel_failures.get(&cause) {
+    pub fn channel_failed(&self, bastion: &Name, cause: Cause) {
+        let ways = self.ways.lock();
+        let way = ways.iter().find(|way| way.bastion == *bastion);
+        if let Some(counter) = way.and_then(|way| way.channel_failures.get(&cause)) {
             counter.inc();
         }
     }

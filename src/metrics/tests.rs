@@ -75,7 +75,7 @@ fn series(text: &str) -> BTreeSet<String> {
 fn gauges_follow_the_snapshot_and_counters_of_seconds_only_rise() {
     let metrics = Metrics::new().unwrap();
     let (_bastion, _database) =
-        (metrics.bastion(&name("prod")), metrics.database(&name("analytics"), &name("prod")));
+        (metrics.bastion(&name("prod")), metrics.database(&name("analytics"), &[name("prod")]));
     let text = metrics.exposition(&snapshot(true)).unwrap();
     for line in [
         "tunnelkeeper_tunnel_up{bastion=\"prod\"} 1",
@@ -104,14 +104,14 @@ fn gauges_follow_the_snapshot_and_counters_of_seconds_only_rise() {
 fn counters_exist_at_zero_and_count() {
     let metrics = Metrics::new().unwrap();
     let bastion = metrics.bastion(&name("prod"));
-    let database = metrics.database(&name("analytics"), &name("prod"));
+    let database = metrics.database(&name("analytics"), &[name("prod")]);
     let before = series(&metrics.exposition(&snapshot(true)).unwrap());
     bastion.failed(Cause::AuthRejected);
     bastion.lost(Cause::SessionReset);
     database.connection(Outcome::HoldTimeout);
     database.cut(Cause::ClientStalled);
     database.cut(Cause::SessionKeepaliveTimeout);
-    database.channel_failed(Cause::ChannelProhibited);
+    database.channel_failed(&name("prod"), Cause::ChannelProhibited);
     database.probe_failed(Cause::DbLoginRejected);
     database.probe_answered();
     database.probe_skipped();
@@ -137,7 +137,7 @@ fn everything_of_a_bastion_and_a_database_goes_with_it() {
     let metrics = Metrics::new().unwrap();
     let nothing = Snapshot { bastions: vec![], databases: vec![], ..snapshot(true) };
     let before = series(&metrics.exposition(&nothing).unwrap());
-    let handles = (metrics.bastion(&name("prod")), metrics.database(&name("analytics"), &name("prod")));
+    let handles = (metrics.bastion(&name("prod")), metrics.database(&name("analytics"), &[name("prod")]));
     assert!(series(&metrics.exposition(&snapshot(true)).unwrap()).len() > before.len() + 100);
     drop(handles);
     assert_eq!(series(&metrics.exposition(&nothing).unwrap()), before);

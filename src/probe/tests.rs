@@ -41,15 +41,17 @@ fn case(up: bool, change: impl FnOnce(&mut ProbePlan)) -> Case {
     };
     let plan = Arc::new(DatabasePlan {
         name: name("analytics"),
-        bastion: name("prod"),
+        bastions: vec![name("prod")],
         kind: Kind::Postgres,
         target: HostPort::new("db", 5432),
         forward,
         probe,
     });
     let (dial, metrics, stop) = (FakeDial::new(up), Metrics::new().unwrap(), CancellationToken::new());
-    let database = Arc::new(metrics.database(&plan.name, &plan.bastion));
-    let parts = Parts { plan, dial: dial.clone(), metrics: Arc::clone(&database), stop: stop.clone() };
+    let database = Arc::new(metrics.database(&plan.name, &plan.bastions));
+    let ways = Ways::new(vec![(name("prod"), dial.clone())]);
+    let (_, route) = watch::channel(Arc::new(Route { plan, ways }));
+    let parts = Parts { route, metrics: Arc::clone(&database), stop: stop.clone() };
     let (state, unit) = new(parts);
     Case { dial, state, metrics, database, stop, life: tokio::spawn(async move { unit.run().await }) }
 }

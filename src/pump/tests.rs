@@ -61,7 +61,7 @@ fn carry(first: FirstBytes, idle: Option<Duration>) -> Carried {
     let now = Moment { instant: std::time::Instant::now(), wall: SystemTime::now() };
     let state = Arc::new(ClientState::new(1, SocketAddr::from(([127, 0, 0, 1], 1)), now));
     let name = |text| Name::parse(text).unwrap();
-    let metrics = Metrics::new().unwrap().database(&name("d"), &name("b"));
+    let metrics = Metrics::new().unwrap().database(&name("d"), &[name("b")]);
     let ending = tokio::spawn({
         let state = Arc::clone(&state);
         async move {

@@ -32,7 +32,7 @@ pub(super) fn read(
     bastions: &[Name],
     report: &mut Report,
 ) -> Option<Arc<DatabasePlan>> {
-    let bastion = read_bastion(&mut section, bastions, report);
+    let ways = read_bastions(&mut section, bastions, report);
     let host: Option<Host> = section.require("host", report);
     let kind = read_kind(&mut section, host.as_ref(), report);
     let port: Port = section.get_or("port", Whole(5432), report);
@@ -43,7 +43,7 @@ pub(super) fn read(
     section.finish(report);
     Some(Arc::new(DatabasePlan {
         name,
-        bastion: bastion?,
+        bastions: ways?,
         kind: kind?,
         target: HostPort::new(&host?.0, port.port()),
         forward: forward?,
@@ -51,16 +51,25 @@ pub(super) fn read(
     }))
 }
 
-fn read_bastion(section: &mut Section, bastions: &[Name], report: &mut Report) -> Option<Name> {
-    let BastionName(name) = section.require("bastion", report)?;
-    if bastions.contains(&name) {
-        return Some(name);
+fn read_bastions(section: &mut Section, known: &[Name], report: &mut Report) -> Option<Vec<Name>> {
+    let named: Vec<BastionName> = section.require("bastion", report)?;
+    let named: Vec<Name> = named.into_iter().map(|BastionName(name)| name).collect();
+    for (index, name) in named.iter().enumerate() {
+        if !known.contains(name) {
+            report.problem(section, "bastion", no_such_bastion(name, known));
+        } else if named.iter().take(index).any(|earlier| earlier == name) {
+            report.problem(section, "bastion", format!("\"{name}\" stands twice in this list"));
+        }
     }
-    let known: Vec<&str> = bastions.iter().map(Name::as_str).collect();
+    Some(named)
+}
+
+/// Says that a name is none of the bastions'.
+pub(super) fn no_such_bastion(name: &Name, known: &[Name]) -> String {
+    let names: Vec<&str> = known.iter().map(Name::as_str).collect();
     let known =
-        if known.is_empty() { "there is none".to_owned() } else { format!("known are {}", known.join(", ")) };
-    report.problem(section, "bastion", format!("there is no [bastions.{name}]: {known}"));
-    None
+        if names.is_empty() { "there is none".to_owned() } else { format!("known are {}", names.join(", ")) };
+    format!("there is no [bastions.{name}]: {known}")
 }
 
 /// None where neither of the two keys says it.

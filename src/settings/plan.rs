@@ -23,7 +23,7 @@ pub struct Plan {
     pub daemon: DaemonPlan,
     /// `[bastions.*]`, in the order of their names.
     pub bastions: Vec<Arc<BastionPlan>>,
-    /// `[databases.*]`, in the order of their names; each one's bastion is among `bastions`.
+    /// `[databases.*]`, in the order of their names; each one's bastions are among `bastions`.
     pub databases: Vec<Arc<DatabasePlan>>,
 }
 
@@ -156,8 +156,8 @@ impl Kind {
 pub struct DatabasePlan {
     /// Its name in the configuration.
     pub name: Name,
-    /// The bastion it is reached through.
-    pub bastion: Name,
+    /// The bastions it is reached through, best first, at least one.
+    pub bastions: Vec<Name>,
     /// Its kind.
     pub kind: Kind,
     /// Where it is, as its bastion resolves it.

@@ -42,7 +42,7 @@ pub(super) fn look_for_work(plan: &Plan, report: &mut Report) {
         report.problems.push(Problem { source, key, text: text.to_owned() });
     }
     for bastion in &plan.bastions {
-        if !plan.databases.iter().any(|database| database.bastion == bastion.name) {
+        if !plan.databases.iter().any(|database| database.bastions.contains(&bastion.name)) {
             report.notes.push(Note {
                 key: format!("bastions.{}", bastion.name),
                 text: "no database is behind this bastion".to_owned(),

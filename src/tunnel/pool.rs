@@ -134,6 +134,7 @@ impl Pool {
     pub(super) fn tend(&mut self) -> Instant {
         self.place_waiting();
         self.forgive();
+        let steady_at = self.steady();
         self.retire();
         self.shrink();
         let files_at = self.look_at_files();
@@ -144,7 +145,8 @@ impl Pool {
         let place_at = (!self.waiting.is_empty() && self.is_up()).then(|| Instant::now() + PLACE_EVERY);
         let proven_at =
             self.unproven().map(|slot| Instant::from_std(slot.state().since.instant) + PROVEN_AFTER);
-        let soonest = [dial_at, files_at, tend_at, place_at, proven_at.min()].into_iter().flatten().min();
+        let soonest =
+            [dial_at, files_at, tend_at, place_at, steady_at, proven_at.min()].into_iter().flatten().min();
         soonest.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
 
@@ -222,6 +224,17 @@ impl Pool {
             self.recovery.proven();
             self.growth.proven();
         }
+    }
+
+    /// Forgets that the tunnel wavered once it has been up for long enough. Returns when that may be.
+    fn steady(&mut self) -> Option<Instant> {
+        let up_since = self.state.uptime.since().filter(|_| self.state.wavering)?;
+        let at = Instant::from_std(up_since.instant) + PROVEN_AFTER;
+        if Instant::now() < at {
+            return Some(at);
+        }
+        (self.state.wavering, self.dirty) = (false, true);
+        None
     }
 
     /// Replaces sessions in which russh has piled up too much: the new one is there before the old one goes.
@@ -351,6 +364,7 @@ impl Pool {
             return self.growth.not_before;
         }
         let at = now();
+        self.state.wavering = true;
         let next = self.recovery.after(cause);
         let not_before = self.recovery.not_before;
         self.state.next_attempt = Some(Moment { instant: not_before.into_std(), wall: at.wall + next.after });
@@ -398,6 +412,7 @@ impl Pool {
         self.state.sessions = self.slots.iter().map(Slot::state).collect();
         self.state.uptime.set(up, now);
         if was_up && !up {
+            self.state.wavering = true;
             self.note_silence();
         }
         self.report_change(was_up, up);

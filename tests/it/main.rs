@@ -22,6 +22,7 @@ mod commands;
 mod contract;
 mod crowd;
 mod explained;
+mod failover;
 mod half_open;
 mod hostile;
 mod library;

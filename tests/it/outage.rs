@@ -176,8 +176,9 @@ fn a_database_that_swallows_every_attempt_is_not_drowned_in_them() {
         let Job::Unanswered(error) = runtime.block_on(asked).unwrap() else { panic!("it was answered") };
         assert!(error.contains("channel timeout"), "{error}");
     }
-    // Each client's first attempt, and those of a few at a time afterwards; every client for itself would make 300.
-    assert!(most <= 30 + 4 * 12, "{most} attempts at a time");
+    // Each client's first attempt, and those of four at a time in the six seconds (and a little more on a busy
+    // machine) afterwards; every client for itself would make 300.
+    assert!(most <= 30 + 4 * 20, "{most} attempts at a time");
     let failed = "client_connections_total{database=\"analytics\",outcome=\"open_failed\"}";
     assert_eq!(daemon.metric(failed), 30.0);
     // Who leaves meanwhile is noticed.
