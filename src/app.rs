@@ -1,5 +1,6 @@
 //! The daemon from its configuration to its end: binds everything, starts it, waits to be told to stop.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use tracing::{info, warn};
 use crate::board::{Board, Stage};
 use crate::forward::{MAX_TOLD, Room};
 use crate::http;
+use crate::ids::Name;
 use crate::lanes::Lanes;
 use crate::listener::{BindError, Bound};
 use crate::metrics::Metrics;
@@ -22,7 +24,8 @@ use crate::settings::plan::{DatabasePlan, Plan};
 use crate::settings::{Settings, show_duration};
 use crate::signals::{self, Request};
 use crate::snapshot::Stamp;
-use crate::supervisor::Supervisor;
+use crate::ssh::BufferMemory;
+use crate::supervisor::{self, InUse, Supervisor};
 
 /// Listeners, runtimes, standard streams, and files while they are read.
 const OTHER_DESCRIPTORS: usize = 128;
@@ -95,9 +98,16 @@ impl Daemon {
         for note in &settings.notes {
             warn!(key = note.key, "{}", note.text);
         }
-        let listening: Vec<String> = databases.iter().map(|(plan, bound)| describe(plan, bound)).collect();
-        let room = Room::new(places_for_clients(&plan));
-        let supervisor = Supervisor::start(&plan, databases, lanes, &metrics, &board, &room);
+        let listening: Vec<String> = databases.iter().map(|(name, bound)| describe(name, bound)).collect();
+        let mut supervisor = Supervisor::new(supervisor::Parts {
+            lanes: Arc::clone(lanes),
+            metrics: Arc::clone(&metrics),
+            board: Arc::clone(&board),
+            room: Room::new(places_for_clients(&plan)),
+            memory: BufferMemory::new(plan.daemon.buffer_memory),
+            in_use: InUse::default(),
+        });
+        supervisor.apply(&plan, databases);
         metrics.configuration_loaded(Stamp(SystemTime::now()));
         let http_stop = CancellationToken::new();
         let mut address = None;
@@ -161,17 +171,17 @@ impl Daemon {
     }
 }
 
-fn bind_databases(plan: &Plan) -> Result<Vec<(Arc<DatabasePlan>, Bound)>, StartError> {
+fn bind_databases(plan: &Plan) -> Result<BTreeMap<Name, Bound>, StartError> {
     let bind = |database: &Arc<DatabasePlan>| match Bound::bind(&database.forward.listen) {
-        Ok(bound) => Ok((Arc::clone(database), bound)),
+        Ok(bound) => Ok((database.name.clone(), bound)),
         Err(error) => Err(StartError::Bind(format!("databases.{}.listen", database.name), error)),
     };
     plan.databases.iter().map(bind).collect()
 }
 
-fn describe(plan: &DatabasePlan, bound: &Bound) -> String {
+fn describe(name: &Name, bound: &Bound) -> String {
     let addresses: Vec<String> = bound.addresses().iter().map(ToString::to_string).collect();
-    format!("{} on {}", plan.name, addresses.join(" and "))
+    format!("{name} on {}", addresses.join(" and "))
 }
 
 /// How many clients the process may have: each takes a descriptor, and enough are left for sessions, HTTP and files.

@@ -65,6 +65,22 @@ impl Board {
         self.lock().bastions.insert(plan.name.clone(), BastionUnit { plan, tunnel });
     }
 
+    /// Takes a tunnel down, unless another one of the same name has replaced it.
+    pub fn remove_tunnel(&self, name: &Name, tunnel: &watch::Receiver<Arc<TunnelState>>) {
+        let mut units = self.lock();
+        if units.bastions.get(name).is_some_and(|unit| unit.tunnel.same_channel(tunnel)) {
+            units.bastions.remove(name);
+        }
+    }
+
+    /// Takes a database down, unless another one of the same name has replaced it.
+    pub fn remove_database(&self, name: &Name, forward: &watch::Receiver<ForwardState>) {
+        let mut units = self.lock();
+        if units.databases.get(name).is_some_and(|unit| unit.forward.same_channel(forward)) {
+            units.databases.remove(name);
+        }
+    }
+
     /// Puts a database up; one of the same name is replaced.
     pub fn put_database(
         &self,
@@ -123,6 +139,7 @@ fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
         host: plan.at.host.to_string(),
         port: plan.at.port,
         user: plan.user.clone(),
+        jump: plan.jump.as_ref().map(ToString::to_string),
         up: tunnel.is_up(),
         up_since: tunnel.uptime.since().map(|moment| Stamp(moment.wall)),
         down_since: tunnel.down_since.map(|moment| Stamp(moment.wall)),

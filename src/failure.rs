@@ -172,6 +172,12 @@ impl Failure {
         self
     }
 
+    /// Says where on the way it was.
+    #[must_use]
+    pub fn at(self, place: &str) -> Self {
+        Self { detail: one_line(&format!("{place}: {}", self.detail), Self::MAX_DETAIL), ..self }
+    }
+
     /// What was found: a sentence without a full stop.
     #[must_use]
     pub fn detail(&self) -> &str {

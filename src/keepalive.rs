@@ -66,6 +66,11 @@ impl Keepalive {
         }
     }
 
+    /// Goes on with other bounds: `interval < timeout`.
+    pub fn set_bounds(&mut self, interval: Duration, timeout: Duration) {
+        (self.interval, self.timeout) = (interval, timeout);
+    }
+
     /// How long the session has been silent.
     #[must_use]
     pub fn silence(&self, now: Instant) -> Duration {

@@ -3,6 +3,8 @@
 //! It never retries: it returns how it ended, and [`crate::tunnel`] decides what follows. Everything runs on the
 //! session's lane.
 
+mod way;
+
 use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -21,12 +23,15 @@ use crate::credentials;
 use crate::failure::{Cause, Failure, plain};
 use crate::files;
 use crate::host_keys::{KnownHosts, Trust};
+use crate::ids::Name;
 use crate::keepalive::{Keepalive, SUSPECT_AFTER, Sign};
 use crate::metrics::BastionMetrics;
 use crate::settings::plan::{BastionPlan, TrustPlan};
 use crate::settings::show_duration;
 use crate::ssh::{self, BufferMemory, Connection, Gate};
 use crate::state::{SessionLoad, SessionPhase, SessionState};
+pub use way::Hop;
+use way::{Unreached, Way, reach};
 
 /// The longest time between two looks at a session.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -41,10 +46,17 @@ const SETTLED_AFTER: Duration = Duration::from_secs(1);
 const MAX_KNOWN_HOSTS: usize = 16 << 20;
 
 /// What the tunnel may ask of a session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Command {
     /// Something that went through it failed: does it live?
     Ping,
+    /// Go on with other bounds on silence.
+    Keepalive {
+        /// Ping after so long a silence.
+        interval: Duration,
+        /// So long a silence ends the session.
+        timeout: Duration,
+    },
     /// End in good order. Clients that are still there are lost.
     Close,
 }
@@ -56,8 +68,10 @@ pub enum Exit {
     NotEstablished {
         /// Why.
         failure: Failure,
-        /// The daemon's own public key, where the bastion rejected that.
+        /// The daemon's own public key, where it was rejected.
         public_key: Option<String>,
+        /// The jump that was not reached; none = the bastion itself.
+        jump: Option<Name>,
     },
     /// It served and was lost.
     Lost {
@@ -67,6 +81,8 @@ pub enum Exit {
         lived: Duration,
         /// How many clients it had.
         clients: usize,
+        /// The jump that was lost with it.
+        jump: Option<Name>,
     },
     /// We ended it.
     Closed,
@@ -78,6 +94,8 @@ pub struct Parts {
     pub id: u64,
     /// The bastion.
     pub plan: Arc<BastionPlan>,
+    /// The bastions that it goes through, outermost first.
+    pub jumps: Arc<[Hop]>,
     /// The memory it shares with all sessions.
     pub memory: Arc<BufferMemory>,
     /// The bastion's series.
@@ -119,6 +137,7 @@ pub fn new(parts: Parts) -> (Handle, impl Future<Output = Exit> + Send + use<>) 
         since: now(),
         address: None,
         load: Arc::clone(&load),
+        jumps: Vec::new(),
     });
     let (send, commands) = mpsc::unbounded_channel();
     let connection = Arc::new(OnceLock::new());
@@ -133,8 +152,8 @@ impl Session {
             established = self.establish() => established,
             () = closed_early(&mut commands) => Err(Exit::Closed),
         };
-        let connection = match established {
-            Ok(connection) => connection,
+        let (way, connection) = match established {
+            Ok(established) => established,
             Err(exit) => return exit,
         };
         let took = started.elapsed();
@@ -149,52 +168,58 @@ impl Session {
         // A connection is set once, so this cannot fail.
         let _ = self.connection.set(connection.clone());
         self.publish(SessionPhase::Established);
-        self.keep_alive(&connection, commands).await
+        self.keep_alive(&way, &connection, commands).await
     }
 
-    async fn establish(&self) -> Result<Connection, Exit> {
-        let plan = &self.parts.plan;
-        let refused = |failure| Exit::NotEstablished { failure, public_key: None };
-        let trust = Arc::new(read_trust(plan).await.map_err(refused)?);
-        let identities = load_identities(plan).await.map_err(refused)?;
-        let deadline = Instant::now() + plan.connect_timeout;
+    async fn establish(&self) -> Result<(Way, Connection), Exit> {
+        let way = Way::open(&self.parts, |jump| self.state.send_modify(|state| state.jumps.push(jump))).await;
+        let way = way.map_err(not_established)?;
         let gate = Gate::new(&self.parts.memory, Arc::clone(&self.load));
-        let connected = ssh::connect(plan, trust, gate, deadline).await.map_err(refused)?;
-        self.state.send_modify(|state| state.address = connected.address);
-        let login = connected.login(&plan.user, &identities, deadline).await;
-        let connection = login.map_err(|failure| {
-            let rejected = failure.cause == Cause::AuthRejected;
-            Exit::NotEstablished { failure, public_key: identities.own_public_key.filter(|_| rejected) }
-        })?;
-        match timeout(SUSPECT_AFTER, connection.ping()).await {
-            Ok(Ok(_)) => {
-                connection.renounce_shells().await;
-                Ok(connection)
+        let reached = reach(&self.parts.plan, way.innermost(), gate).await;
+        let (connection, address) = reached.map_err(|unreached| match way.lost() {
+            Some((jump, failure)) => {
+                not_established(Unreached { failure, public_key: None, jump: Some(jump) })
             }
+            None => not_established(unreached),
+        })?;
+        self.state.send_modify(|state| state.address = address);
+        self.first_ping(&connection).await.map_err(|failure| not_established(failure.into()))?;
+        connection.renounce_shells().await;
+        Ok((way, connection))
+    }
+
+    async fn first_ping(&self, connection: &Connection) -> Result<(), Failure> {
+        match timeout(SUSPECT_AFTER, connection.ping()).await {
+            Ok(Ok(_)) => Ok(()),
             Ok(Err(end)) => {
                 let text =
                     format!("the bastion ended the session before it answered a ping: {}", end.detail());
-                Err(refused(Failure::new(Cause::SessionNotEstablished, text)))
+                Err(Failure::new(Cause::SessionNotEstablished, text))
             }
             Err(_) => {
-                let text = format!("{} let us in and then answered no ping", plan.at);
+                let text = format!("{} let us in and then answered no ping", self.parts.plan.at);
                 let failure = Failure::new(Cause::SessionNotEstablished, text);
                 connection.condemn(failure.clone());
-                Err(refused(failure))
+                Err(failure)
             }
         }
     }
 
     async fn keep_alive(
         self,
+        way: &Way,
         connection: &Connection,
         mut commands: mpsc::UnboundedReceiver<Command>,
     ) -> Exit {
         let plan = Arc::clone(&self.parts.plan);
         let started = Instant::now();
-        let lost = |failure| {
+        let lost = |failure, silent: Option<&Name>| {
             let clients = connection.clients_at_end().unwrap_or_else(|| self.load.clients());
-            Exit::Lost { failure, lived: started.elapsed(), clients }
+            let (jump, failure) = match way.lost() {
+                Some((jump, failure)) => (Some(jump), failure),
+                None => (silent.cloned(), failure),
+            };
+            Exit::Lost { failure, lived: started.elapsed(), clients, jump }
         };
         let mut keepalive =
             Keepalive::new(plan.keepalive_interval, plan.keepalive_timeout, started.into_std());
@@ -210,26 +235,30 @@ impl Session {
             let finding = keepalive.check(sign, now.into_std());
             self.load.unanswered.store(keepalive.unanswered(), Ordering::Relaxed);
             if finding.lost {
+                let silence = keepalive.silence(now.into_std());
+                let silent = way.silent(silence);
                 let failure = Failure::new(
                     Cause::SessionKeepaliveTimeout,
                     format!(
-                        "nothing came from {} for {} ({} pings unanswered)",
+                        "nothing came from {} for {} ({} pings unanswered){}",
                         plan.at,
-                        show_duration(Duration::from_secs(keepalive.silence(now.into_std()).as_secs())),
-                        keepalive.unanswered()
+                        show_duration(Duration::from_secs(silence.as_secs())),
+                        keepalive.unanswered(),
+                        silent.map_or(String::new(), |jump| format!(", nor from its jump \"{jump}\""))
                     ),
                 );
                 connection.condemn(failure.clone());
-                return lost(failure);
+                return lost(failure, silent);
             }
             self.publish(if finding.suspect { SessionPhase::Suspect } else { SessionPhase::Established });
             if finding.ping {
                 ping(&mut pings, connection);
+                way.ask();
             }
             let look_again = if sign.gate_open { LOOK_EVERY } else { LOOK_IN_EVERY };
             let next = Instant::from_std(finding.next).min(now + look_again);
             tokio::select! {
-                failure = connection.ended() => return lost(failure),
+                failure = connection.ended() => return lost(failure, None),
                 Some(answer) = pings.join_next() => {
                     if let Ok(Some(round_trip)) = answer {
                         self.note_round_trip(round_trip);
@@ -239,10 +268,13 @@ impl Session {
                     Some(Command::Ping) => {
                         if keepalive.ask(Instant::now().into_std()) {
                             ping(&mut pings, connection);
+                            way.ask();
                         }
                     }
+                    Some(Command::Keepalive { interval, timeout }) => keepalive.set_bounds(interval, timeout),
                     Some(Command::Close) | None => {
                         connection.close().await;
+                        way.close().await;
                         return Exit::Closed;
                     }
                 },
@@ -297,9 +329,13 @@ fn ping(pings: &mut JoinSet<Option<Duration>>, connection: &Connection) {
     });
 }
 
+fn not_established(Unreached { failure, public_key, jump }: Unreached) -> Exit {
+    Exit::NotEstablished { failure, public_key, jump }
+}
+
 /// Returns when the session shall end before it has begun.
 async fn closed_early(commands: &mut mpsc::UnboundedReceiver<Command>) {
-    while let Some(Command::Ping) = commands.recv().await {}
+    while let Some(Command::Ping | Command::Keepalive { .. }) = commands.recv().await {}
 }
 
 async fn read_trust(plan: &BastionPlan) -> Result<Trust, Failure> {

@@ -122,13 +122,16 @@ fn read_plan(root: reader::Table, report: &mut reader::Report) -> Option<Plan> {
             report.problem(section, "", format!("a bastion is named \"{name}\" too: names must differ"));
         }
     }
-    let bastions: Vec<_> =
-        bastions.into_iter().map(|(name, section)| bastion::read(name, section, &daemon, report)).collect();
+    let bastions: Vec<_> = bastions
+        .into_iter()
+        .map(|(name, section)| bastion::read(name, section, &bastion_names, &daemon, report))
+        .collect();
     let databases: Vec<_> = databases
         .into_iter()
         .map(|(name, section)| database::read(name, section, &bastion_names, report))
         .collect();
     together::refuse_shared_addresses(report);
+    together::refuse_circles(bastions.iter().flatten(), report);
     // Every reader has reported its problems by now; a part that is missing comes with at least one.
     let bastions = bastions.into_iter().collect::<Option<_>>()?;
     let databases = databases.into_iter().collect::<Option<_>>()?;

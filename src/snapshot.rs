@@ -94,6 +94,9 @@ pub struct Bastion {
     pub host: String,
     pub port: u16,
     pub user: String,
+    /// The bastion that it is reached through.
+    #[serde(default)]
+    pub jump: Option<String>,
     pub up: bool,
     pub up_since: Option<Stamp>,
     pub down_since: Option<Stamp>,

@@ -12,6 +12,7 @@ mod connect;
 mod gate;
 mod greeting;
 mod guard;
+mod jump;
 mod keys;
 mod login;
 mod proxy;

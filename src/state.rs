@@ -115,6 +115,30 @@ pub struct SessionState {
     pub address: Option<SocketAddr>,
     /// Its live figures.
     pub load: Arc<SessionLoad>,
+    /// The sessions to other bastions that it goes through, outermost first; each is its own.
+    pub jumps: Vec<JumpState>,
+}
+
+/// A session that exists only for another one to go through.
+#[derive(Clone, Debug)]
+pub struct JumpState {
+    /// The bastion it is to.
+    pub bastion: Name,
+    /// Since when it is established.
+    pub since: Moment,
+    /// The bastion's address, where it is the outermost.
+    pub address: Option<SocketAddr>,
+    /// Its live figures.
+    pub load: Arc<SessionLoad>,
+}
+
+/// What is wrong with a bastion that others go through.
+#[derive(Clone, Debug)]
+pub struct JumpTrouble {
+    /// Why the last attempt got no further, or the last session was lost.
+    pub incident: Incident,
+    /// The public half of the key that it has to be told, where it rejected that.
+    pub public_key: Option<String>,
 }
 
 /// Live figures of a session, written by its lane, read by everyone.
@@ -186,6 +210,8 @@ pub struct TunnelState {
     pub refusing: bool,
     /// The public half of the key that the bastion has to be told, while it rejects it.
     pub public_key: Option<String>,
+    /// The bastions on the way that it failed at last, since it was up.
+    pub jumps: BTreeMap<Name, JumpTrouble>,
 }
 
 impl TunnelState {

@@ -1,32 +1,32 @@
-//! Starts what the configuration wants, keeps it running, and ends it in the right order.
+//! Makes what runs into what the configuration wants: starts, changes and ends units, and keeps them running. A start, a
+//! reload and an end are one mechanism.
 //!
 //! A unit that breaks is started again; the others do not notice. The only place that spawns units.
 
-use std::future::Future;
-use std::sync::Arc;
+mod bastions;
+mod databases;
+mod keep;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::board::Board;
-use crate::dial::{Route, Ways};
-use crate::forward::{self, Room};
+use crate::forward::Room;
 use crate::ids::Name;
 use crate::lanes::Lanes;
 use crate::listener::Bound;
-use crate::metrics::Metrics;
-use crate::probe;
-use crate::settings::plan::{DatabasePlan, Plan};
+use crate::metrics::{BastionMetrics, DatabaseMetrics, Metrics};
+use crate::settings::plan::{BastionPlan, DatabasePlan, Plan};
 use crate::socket_table::SocketTable;
 use crate::ssh::BufferMemory;
-use crate::tunnel::{self, Tunnel};
-
-/// How long a unit that broke stays down.
-const START_AGAIN_AFTER: Duration = Duration::from_secs(1);
+use bastions::RunningBastion;
+use databases::RunningDatabase;
 
 /// How long units may take to end once nothing keeps them.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -34,48 +34,62 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 /// And how long once there is a hurry: enough to say goodbye to those who listen.
 const HURRIED_PATIENCE: Duration = Duration::from_millis(500);
 
-/// A part of the daemon that runs until it is told to stop.
-trait Unit: Send + Sync + 'static {
-    fn run(&self) -> impl Future<Output = ()> + Send;
+/// What all units have in common.
+pub struct Parts {
+    /// Where sessions live.
+    pub lanes: Arc<Lanes>,
+    /// Every series.
+    pub metrics: Arc<Metrics>,
+    /// Where units leave word of themselves.
+    pub board: Arc<Board>,
+    /// Room for clients.
+    pub room: Room,
+    /// The memory of all sessions.
+    pub memory: Arc<BufferMemory>,
+    /// The handles in use. What was removed may still be draining when it comes back, and then goes on counting.
+    pub in_use: InUse,
 }
 
-impl Unit for tunnel::Unit {
-    async fn run(&self) {
-        Self::run(self).await;
-    }
+/// The series in use, by the names of bastions and databases.
+#[derive(Default)]
+pub struct InUse {
+    bastions: Mutex<BTreeMap<Name, Weak<BastionMetrics>>>,
+    databases: Mutex<BTreeMap<Name, Weak<DatabaseMetrics>>>,
 }
 
-impl Unit for forward::Unit<Tunnel> {
-    async fn run(&self) {
-        Self::run(self).await;
-    }
+/// The handle of a name that is in use, or a new one.
+fn in_use<T>(all: &Mutex<BTreeMap<Name, Weak<T>>>, name: &Name, make: impl FnOnce() -> T) -> Arc<T> {
+    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    all.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
+        let made = Arc::new(make());
+        all.insert(name.clone(), Arc::downgrade(&made));
+        made
+    })
 }
 
-impl Unit for probe::Unit<Tunnel> {
-    async fn run(&self) {
-        Self::run(self).await;
-    }
-}
-
-/// Runs a unit until it ends by itself, however often it breaks on the way.
-async fn keep(name: String, unit: impl Unit) {
-    let unit = Arc::new(unit);
-    loop {
-        let runs = Arc::clone(&unit);
-        match tokio::spawn(async move { runs.run().await }).await {
-            Ok(()) => return,
-            Err(broken) => {
-                error!(unit = name, %broken, "a unit broke and is started again; please report this");
-                sleep(START_AGAIN_AFTER).await;
-            }
+impl Parts {
+    fn bastion_metrics(&self, plan: &BastionPlan) -> Arc<BastionMetrics> {
+        let metrics = in_use(&self.in_use.bastions, &plan.name, || self.metrics.bastion(&plan.name));
+        if plan.jump.is_some() {
+            metrics.expect_jump();
         }
+        metrics
+    }
+
+    fn database_metrics(&self, plan: &DatabasePlan) -> Arc<DatabaseMetrics> {
+        let make = || self.metrics.database(&plan.name, &plan.bastions);
+        let metrics = in_use(&self.in_use.databases, &plan.name, make);
+        metrics.set_bastions(&plan.bastions);
+        metrics
     }
 }
 
 /// Everything that runs.
 pub struct Supervisor {
-    board: Arc<Board>,
-    tunnels: Vec<(Name, Tunnel)>,
+    parts: Parts,
+    sockets: Arc<SocketTable>,
+    bastions: BTreeMap<Name, RunningBastion>,
+    databases: BTreeMap<Name, RunningDatabase>,
     forwards: JoinSet<()>,
     others: JoinSet<()>,
     drain: CancellationToken,
@@ -84,83 +98,34 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts all units of a plan. `bound` has the listeners of each of its databases.
+    /// Nothing runs yet.
     #[must_use]
-    pub fn start(
-        plan: &Plan,
-        bound: Vec<(Arc<DatabasePlan>, Bound)>,
-        lanes: &Arc<Lanes>,
-        metrics: &Metrics,
-        board: &Arc<Board>,
-        room: &Room,
-    ) -> Self {
-        let mut supervisor = Self {
-            board: Arc::clone(board),
-            tunnels: Vec::new(),
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            sockets: Arc::default(),
+            bastions: BTreeMap::new(),
+            databases: BTreeMap::new(),
             forwards: JoinSet::new(),
             others: JoinSet::new(),
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
             stop: CancellationToken::new(),
-        };
-        supervisor.tunnels = supervisor.start_tunnels(plan, lanes, metrics);
-        let tunnels = supervisor.tunnels.clone();
-        let sockets: Arc<SocketTable> = Arc::default();
-        for (plan, bound) in bound {
-            // The configuration names no bastion that it does not describe.
-            let way = |name| tunnels.iter().find(|(known, _)| known == name).cloned();
-            let ways = Ways::new(plan.bastions.iter().filter_map(way).collect());
-            supervisor.start_database(Route { plan, ways }, bound, metrics, (&sockets, room));
         }
-        supervisor
     }
 
-    fn start_tunnels(&mut self, plan: &Plan, lanes: &Arc<Lanes>, metrics: &Metrics) -> Vec<(Name, Tunnel)> {
-        let memory = BufferMemory::new(plan.daemon.buffer_memory);
-        let mut tunnels = Vec::new();
-        for bastion in &plan.bastions {
-            let (tunnel, unit) = tunnel::new(tunnel::Parts {
-                plan: Arc::clone(bastion),
-                lanes: Arc::clone(lanes),
-                memory: Arc::clone(&memory),
-                metrics: Arc::new(metrics.bastion(&bastion.name)),
-                stop: self.stop.clone(),
-            });
-            self.board.put_tunnel(Arc::clone(bastion), crate::dial::Dial::state(&tunnel));
-            self.others.spawn(keep(format!("tunnel {}", bastion.name), unit));
-            tunnels.push((bastion.name.clone(), tunnel));
-        }
-        tunnels
-    }
-
-    fn start_database(
-        &mut self,
-        route: Route<Tunnel>,
-        bound: Bound,
-        metrics: &Metrics,
-        (sockets, room): (&Arc<SocketTable>, &Room),
-    ) {
-        let plan = Arc::clone(&route.plan);
-        let metrics = Arc::new(metrics.database(&plan.name, &plan.bastions));
-        let (_, route) = watch::channel(Arc::new(route));
-        let (forward_state, forward) = forward::new(forward::Parts {
-            route: route.clone(),
-            bound,
-            metrics: Arc::clone(&metrics),
-            sockets: Arc::clone(sockets),
-            room: room.clone(),
-            drain: self.drain.clone(),
-            cut: self.cut.clone(),
-        });
-        let (probe_state, probe) = probe::new(probe::Parts { route, metrics, stop: self.stop.clone() });
-        self.board.put_database(Arc::clone(&plan), forward_state, probe_state);
-        self.forwards.spawn(keep(format!("forward {}", plan.name), forward));
-        self.others.spawn(keep(format!("probe {}", plan.name), probe));
+    /// Makes what runs into what the plan wants, and touches nothing that is the same. `bound` has the listeners of
+    /// databases that are new.
+    pub fn apply(&mut self, plan: &Plan, mut bound: BTreeMap<Name, Bound>) {
+        self.apply_bastions(plan);
+        self.apply_databases(plan, &mut bound);
+        self.remove_databases(plan);
+        self.remove_bastions(plan);
     }
 
     /// Dials every bastion that waits for its next attempt.
     pub fn dial_now(&self) {
-        self.tunnels.iter().for_each(|(_, tunnel)| tunnel.dial_now());
+        self.bastions.values().for_each(RunningBastion::dial_now);
     }
 
     /// Ends everything: takes no new clients, lets those that are there finish for `patience` or until there is a
@@ -187,7 +152,7 @@ impl Supervisor {
     }
 
     fn clients(&self) -> usize {
-        let databases = self.board.snapshot().databases;
+        let databases = self.parts.board.snapshot().databases;
         databases.iter().map(|database| database.clients_active + database.clients_held).sum()
     }
 }
@@ -206,27 +171,5 @@ async fn end_soon(units: &mut JoinSet<()>, hurry: &CancellationToken) {
         () = all_ended(units) => {}
         () = sleep(END_PATIENCE) => {}
         () = hurried => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use super::*;
-
-    struct Clumsy(Arc<AtomicUsize>);
-
-    impl Unit for Clumsy {
-        async fn run(&self) {
-            assert!(self.0.fetch_add(1, Ordering::SeqCst) >= 2, "it stumbles twice");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_unit_that_breaks_is_started_again() {
-        let runs = Arc::new(AtomicUsize::new(0));
-        keep("clumsy".to_owned(), Clumsy(Arc::clone(&runs))).await;
-        assert_eq!(runs.load(Ordering::SeqCst), 3);
     }
 }

@@ -4,10 +4,12 @@
 //! It goes on for ever: a bastion that is down is dialled again until the daemon ends.
 
 mod files;
+pub mod jump;
 mod pace;
 mod pool;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant as Clock};
 
 use tokio::runtime;
@@ -19,6 +21,7 @@ use crate::failure::Failure;
 use crate::ids::HostPort;
 use crate::lanes::Lanes;
 use crate::metrics::BastionMetrics;
+use crate::session::Hop;
 use crate::settings::plan::BastionPlan;
 use crate::ssh::{BufferMemory, Connection, Inbound, Outbound};
 use crate::state::TunnelState;
@@ -30,6 +33,8 @@ enum Request {
     ProbeSeat(oneshot::Sender<Option<Seat>>),
     Doubt,
     DialNow,
+    Change(Arc<BastionPlan>, Arc<[Hop]>),
+    Leave,
 }
 
 /// A client that waits for a seat.
@@ -50,6 +55,8 @@ pub struct Tunnel {
 pub struct Parts {
     /// The bastion.
     pub plan: Arc<BastionPlan>,
+    /// The bastions that it is reached through, outermost first.
+    pub jumps: Arc<[Hop]>,
     /// Where sessions live.
     pub lanes: Arc<Lanes>,
     /// The memory of all sessions.
@@ -60,16 +67,35 @@ pub struct Parts {
     pub stop: CancellationToken,
 }
 
+impl Parts {
+    /// The bastions on the way, the last one being the tunnel's own.
+    fn bastions(&self) -> impl Iterator<Item = &BastionPlan> {
+        self.jumps.iter().map(|hop| &*hop.plan).chain([&*self.plan])
+    }
+}
+
 impl Tunnel {
     /// Whoever knows that the bastion was mended need not wait for the next attempt.
     pub fn dial_now(&self) {
         let _ = self.requests.send(Request::DialNow);
     }
+
+    /// The configuration has changed. Sessions that would be made in another way now finish their clients, and new ones
+    /// are made.
+    pub fn change(&self, plan: Arc<BastionPlan>, jumps: Arc<[Hop]>) {
+        let _ = self.requests.send(Request::Change(plan, jumps));
+    }
+
+    /// The bastion is not wanted any more: its sessions finish their clients, and the unit ends with the last.
+    pub fn leave(&self) {
+        let _ = self.requests.send(Request::Leave);
+    }
 }
 
 /// The tunnel itself: what [`Tunnel`] asks, this does.
 pub struct Unit {
-    parts: Parts,
+    parts: std::sync::Mutex<Parts>,
+    leaving: AtomicBool,
     requests: Mutex<mpsc::UnboundedReceiver<Request>>,
     publish: watch::Sender<Arc<TunnelState>>,
 }
@@ -79,25 +105,46 @@ pub struct Unit {
 pub fn new(parts: Parts) -> (Tunnel, Unit) {
     let (send, requests) = mpsc::unbounded_channel();
     let (publish, state) = watch::channel(Arc::default());
-    (Tunnel { requests: send, state }, Unit { parts, requests: Mutex::new(requests), publish })
+    (Tunnel { requests: send, state }, {
+        let (parts, leaving) = (std::sync::Mutex::new(parts), AtomicBool::new(false));
+        Unit { parts, leaving, requests: Mutex::new(requests), publish }
+    })
 }
 
 impl Unit {
+    /// As the configuration has it at the moment.
+    fn parts(&self) -> std::sync::MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Keeps the tunnel up until it is told to stop. May be called again after it broke.
     pub async fn run(&self) {
         let mut requests = self.requests.lock().await;
-        let mut pool = Pool::new(self.parts.clone(), self.publish.clone());
-        loop {
+        let stop = self.parts().stop.clone();
+        let mut pool = Pool::new(self.parts().clone(), self.publish.clone());
+        if self.leaving.load(Ordering::Relaxed) {
+            pool.leave();
+        }
+        while !pool.has_left() {
             let next = pool.tend();
             tokio::select! {
                 biased;
-                () = self.parts.stop.cancelled() => break,
+                () = stop.cancelled() => break,
                 () = pool.event() => {}
                 Some(request) = requests.recv() => match request {
                     Request::Seat(client) => pool.ask_for_seat(client),
                     Request::ProbeSeat(probe) => drop(probe.send(pool.probe_seat())),
                     Request::Doubt => pool.doubt(),
                     Request::DialNow => pool.dial_now(),
+                    Request::Change(plan, jumps) => {
+                        let parts = Parts { plan, jumps, ..self.parts().clone() };
+                        *self.parts() = parts.clone();
+                        pool.change(parts);
+                    }
+                    Request::Leave => {
+                        self.leaving.store(true, Ordering::Relaxed);
+                        pool.leave();
+                    }
                 },
                 () = tokio::time::sleep_until(next) => {}
             }

@@ -75,11 +75,11 @@ fn explain(
     let targets = targets(settings, bastion);
     let meaning = match targets.as_slice() {
         [] => format!(
-            "No database is behind this bastion yet, so it lets the key do nothing: run `tunnelkeeper keygen {}` again \
-             when one is",
+            "Nothing is behind this bastion yet, so it lets the key do nothing: run `tunnelkeeper keygen {}` again \
+             when something is",
             bastion.name
         ),
-        _ => "It lets the key connect to the databases behind this bastion, and do nothing else".to_owned(),
+        _ => "It lets the key connect to what is behind this bastion, and do nothing else".to_owned(),
     };
     writeln!(
         out,
@@ -112,10 +112,12 @@ fn sshd_lines(user: &str, targets: &[String]) -> Vec<String> {
     ]
 }
 
-/// The databases behind a bastion, each once.
+/// The databases behind a bastion and the bastions that are reached through it, each once.
 fn targets(settings: &Settings, bastion: &BastionPlan) -> Vec<String> {
     let behind = settings.plan.databases.iter().filter(|database| database.bastions.contains(&bastion.name));
     let mut targets: Vec<String> = behind.map(|database| database.target.to_string()).collect();
+    let through = settings.plan.bastions.iter().filter(|other| other.jump.as_ref() == Some(&bastion.name));
+    targets.extend(through.map(|other| other.at.to_string()));
     targets.sort();
     targets.dedup();
     targets

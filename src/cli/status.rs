@@ -117,7 +117,7 @@ fn add_bastion(table: &mut Table, snapshot: &Snapshot, bastion: &Bastion) {
     table.row(&[
         bastion.name.clone(),
         tunnel,
-        format!("{}@{}:{}", bastion.user, bastion.host, bastion.port),
+        show_address(bastion),
         bastion.established().count().to_string(),
         bastion.worst_round_trip().map_or("-".to_owned(), show_millis),
         bastion.clients().to_string(),
@@ -135,6 +135,11 @@ fn add_bastion(table: &mut Table, snapshot: &Snapshot, bastion: &Bastion) {
         let seconds = next.0.duration_since(snapshot.at.0).unwrap_or_default().as_secs_f64().ceil();
         table.line(&format!("next attempt in {seconds} s"));
     }
+}
+
+fn show_address(bastion: &Bastion) -> String {
+    let jump = bastion.jump.as_ref().map_or(String::new(), |jump| format!(" through {jump}"));
+    format!("{}@{}:{}{jump}", bastion.user, bastion.host, bastion.port)
 }
 
 fn add_database(table: &mut Table, snapshot: &Snapshot, database: &Database) {

@@ -1,5 +1,7 @@
 //! The series of a bastion.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use prometheus::{CounterVec, Error, GaugeVec, HistogramVec, IntCounterVec};
 
 use super::ledger::Ledger;
@@ -97,7 +99,9 @@ impl Families {
 
 /// The handles of one bastion.
 pub struct BastionMetrics {
-    failures: ByCause,
+    name: Name,
+    family: IntCounterVec,
+    failures: Mutex<Failures>,
     losses: ByCause,
     /// From name look-up to the first answered ping.
     pub establish: Timings,
@@ -106,12 +110,26 @@ pub struct BastionMetrics {
     _ledger: Ledger,
 }
 
-/// The causes for which an attempt can fail.
-fn attempt_failures() -> impl Iterator<Item = Cause> {
-    let phases =
-        [Phase::Dns, Phase::Tcp, Phase::Banner, Phase::Kex, Phase::HostKey, Phase::Auth, Phase::Session];
-    Cause::ALL.iter().copied().filter(move |cause| phases.contains(&cause.phase()))
+/// Attempts that failed.
+#[derive(Default)]
+struct Failures {
+    counters: ByCause,
+    ledger: Ledger,
 }
+
+impl Failures {
+    fn expect(&mut self, family: &IntCounterVec, bastion: &Name, phases: &[Phase]) {
+        let causes = Cause::ALL.iter().filter(|cause| phases.contains(&cause.phase()));
+        for cause in causes {
+            let labels = [bastion.as_str(), cause.phase().as_str(), cause.reason()];
+            self.counters.entry(*cause).or_insert_with(|| self.ledger.counter(family, &labels));
+        }
+    }
+}
+
+/// The phases in which an attempt can fail.
+const ATTEMPT: [Phase; 7] =
+    [Phase::Dns, Phase::Tcp, Phase::Banner, Phase::Kex, Phase::HostKey, Phase::Auth, Phase::Session];
 
 /// The causes for which an established session can be lost.
 pub(super) fn session_losses() -> impl Iterator<Item = Cause> {
@@ -126,16 +144,15 @@ impl BastionMetrics {
         ledger
             .observed(&[&families.up, &families.up_since, &families.sessions, &families.unanswered], &[name]);
         ledger.raised(&[&families.uptime, &families.stalled], &[name]);
-        let failures = attempt_failures().map(|cause| {
-            let labels = [name, cause.phase().as_str(), cause.reason()];
-            (cause, ledger.counter(&families.failures, &labels))
-        });
-        let failures = failures.collect();
+        let mut failures = Failures::default();
+        failures.expect(&families.failures, bastion, &ATTEMPT);
         let losses = session_losses()
             .map(|cause| (cause, ledger.counter(&families.losses, &[name, cause.reason()])))
             .collect();
         Self {
-            failures,
+            name: bastion.clone(),
+            family: families.failures.clone(),
+            failures: Mutex::new(failures),
             losses,
             establish: ledger.timings(&families.establish, &[name]),
             round_trip: ledger.timings(&families.round_trip, &[name]),
@@ -143,11 +160,20 @@ impl BastionMetrics {
         }
     }
 
+    /// It is reached through another bastion, which may not connect to it.
+    pub fn expect_jump(&self) {
+        self.failures().expect(&self.family, &self.name, &[Phase::Channel]);
+    }
+
     /// An attempt did not establish a session.
     pub fn failed(&self, cause: Cause) {
-        if let Some(counter) = self.failures.get(&cause) {
+        if let Some(counter) = self.failures().counters.get(&cause) {
             counter.inc();
         }
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An established session was lost.

@@ -19,6 +19,7 @@ fn snapshot(up: bool) -> Snapshot {
             host: "b".into(),
             port: 22,
             user: "u".into(),
+            jump: None,
             up,
             up_since: up.then_some(now),
             down_since: None,

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::database::no_such_bastion;
 use super::plan::{BastionPlan, DaemonPlan, IdentityPlan, TrustPlan};
 use super::reader::{Report, Section};
-use super::values::{Argv, Host, Port, Whole, show_duration};
+use super::values::{Argv, BastionName, Host, Port, Whole, show_duration};
 use crate::backoff::Bounds;
 use crate::host_keys::Fingerprint;
 use crate::ids::{HostPort, Name};
@@ -18,13 +19,18 @@ type PoolSize = Whole<1, 64>;
 pub(super) fn read(
     name: Name,
     mut section: Section,
+    known: &[Name],
     daemon: &DaemonPlan,
     report: &mut Report,
 ) -> Option<Arc<BastionPlan>> {
     let host: Option<Host> = section.require("host", report);
     let port: Port = section.get_or("port", Whole(22), report);
     let user: Option<String> = section.require("user", report);
+    let jump = read_jump(&mut section, known, report);
     let proxy_command: Option<Argv> = section.get("proxy_command", report);
+    if jump.is_some() && proxy_command.is_some() {
+        report.problem(&section, "jump", "and `proxy_command` are two ways to the bastion: keep one of them");
+    }
     let identity = read_identity(&name, &mut section, daemon, report);
     let passphrase: Option<SecretSource> = section.get("identity_passphrase", report);
     let trust = read_trust(&mut section, daemon, report);
@@ -38,6 +44,7 @@ pub(super) fn read(
         name,
         at: HostPort::new(&host?.0, port.port()),
         user: user?,
+        jump,
         proxy_command: proxy_command.map(|Argv(words)| words),
         identity: identity?,
         passphrase,
@@ -49,6 +56,15 @@ pub(super) fn read(
         pool,
         reconnect,
     }))
+}
+
+fn read_jump(section: &mut Section, known: &[Name], report: &mut Report) -> Option<Name> {
+    let BastionName(name) = section.get("jump", report)?;
+    if !known.contains(&name) {
+        report.problem(section, "jump", no_such_bastion(&name, known));
+        return None;
+    }
+    Some(name)
 }
 
 fn read_identity(

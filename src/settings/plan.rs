@@ -27,6 +27,30 @@ pub struct Plan {
     pub databases: Vec<Arc<DatabasePlan>>,
 }
 
+impl Plan {
+    /// The bastions that one is reached through, outermost first.
+    #[must_use]
+    pub fn jumps(&self, bastion: &BastionPlan) -> Vec<Arc<BastionPlan>> {
+        let named = |name: &Name| self.bastions.iter().find(|other| other.name == *name);
+        let mut jumps = Vec::new();
+        let mut next = bastion.jump.as_ref().and_then(named);
+        // Circles are refused when the configuration is read.
+        while let Some(jump) = next.filter(|_| jumps.len() < self.bastions.len()) {
+            jumps.push(Arc::clone(jump));
+            next = jump.jump.as_ref().and_then(named);
+        }
+        jumps.reverse();
+        jumps
+    }
+
+    /// Whether others go through a bastion, and no database is directly behind it.
+    #[must_use]
+    pub fn is_only_jump(&self, bastion: &Name) -> bool {
+        self.bastions.iter().any(|other| other.jump.as_ref() == Some(bastion))
+            && !self.databases.iter().any(|database| database.bastions.contains(bastion))
+    }
+}
+
 /// Where the daemon answers HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpPlan {
@@ -82,6 +106,8 @@ pub struct BastionPlan {
     pub at: HostPort,
     /// The account there.
     pub user: String,
+    /// The bastion it is reached through.
+    pub jump: Option<Name>,
     /// A command whose input and output are the connection, instead of TCP.
     pub proxy_command: Option<Vec<String>>,
     /// The private keys to log in with.

@@ -66,6 +66,32 @@ impl Case {
 }
 
 #[test]
+fn jumps_lead_somewhere() {
+    let bastion =
+        |name: &str, jump: &str| format!("[bastions.{name}]\nhost = \"{name}\"\nuser = \"u\"\n{jump}\n");
+    let database = "[databases.d]\nbastion = \"c\"\nhost = \"d\"\nlisten = \"127.0.0.1:15432\"\n";
+    let case = |a: &str, c: &str| {
+        let bastions = [bastion("a", a), bastion("b", "jump = \"a\""), bastion("c", c)].concat();
+        Case::new(&format!("{bastions}{database}"))
+    };
+    let plan = case("", "jump = \"b\"").load().plan;
+    let jumps = plan.jumps(&plan.bastions[2]);
+    let names: Vec<&str> = jumps.iter().map(|jump| jump.name.as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    let only = plan.bastions.iter().map(|bastion| plan.is_only_jump(&bastion.name)).collect::<Vec<_>>();
+    assert_eq!(only, [true, true, false]);
+    for (a, c, expected) in [
+        ("jump = \"b\"", "jump = \"b\"", "bastions.a.jump: goes in a circle: a through b through a"),
+        ("jump = \"a\"", "", "bastions.a.jump: goes in a circle: a through a"),
+        ("", "jump = \"x\"", "bastions.c.jump: there is no [bastions.x]: known are a, b, c"),
+        ("", "jump = \"b\"\nproxy_command = [\"nc\"]", "bastions.c.jump: and `proxy_command` are two ways"),
+    ] {
+        let problems = case(a, c).problems();
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:#?}");
+    }
+}
+
+#[test]
 fn the_smallest_file_gets_every_default() {
     let case = Case::new(SMALLEST).env("HOME", "/home/me").env("STATE_DIRECTORY", "/var/lib/tk:/other");
     let settings = case.load();

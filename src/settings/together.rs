@@ -1,10 +1,13 @@
 //! Checks what no section can check by itself.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use super::plan::Plan;
+use super::plan::{BastionPlan, Plan};
 use super::reader::{Listener, Report};
 use super::{Note, Problem};
+use crate::ids::Name;
 
 /// Two listeners of ours cannot have one address.
 pub(super) fn refuse_shared_addresses(report: &mut Report) {
@@ -32,6 +35,28 @@ fn clash(one: SocketAddr, other: SocketAddr) -> bool {
         && (one.ip() == other.ip() || all(one) || all(other))
 }
 
+/// A bastion that is reached through itself is never reached.
+pub(super) fn refuse_circles<'a>(bastions: impl Iterator<Item = &'a Arc<BastionPlan>>, report: &mut Report) {
+    let jumps: BTreeMap<&Name, &Name> =
+        bastions.filter_map(|bastion| Some((&bastion.name, bastion.jump.as_ref()?))).collect();
+    for first in jumps.keys() {
+        let mut way = vec![*first];
+        while let Some(next) = way.last().and_then(|last| jumps.get(last))
+            && !way.contains(next)
+        {
+            way.push(next);
+        }
+        let closes = way.last().and_then(|last| jumps.get(last)) == Some(first);
+        // A circle is told of once, at the first of its names.
+        if closes && way.iter().min() == Some(first) {
+            way.push(first);
+            let circle: Vec<&str> = way.into_iter().map(Name::as_str).collect();
+            let text = format!("goes in a circle: {}", circle.join(" through "));
+            report.problem_at(String::new(), format!("bastions.{first}.jump"), text);
+        }
+    }
+}
+
 /// Says what there is nothing to do for.
 pub(super) fn look_for_work(plan: &Plan, report: &mut Report) {
     // Whatever else is wrong may well be the reason.
@@ -42,7 +67,8 @@ pub(super) fn look_for_work(plan: &Plan, report: &mut Report) {
         report.problems.push(Problem { source, key, text: text.to_owned() });
     }
     for bastion in &plan.bastions {
-        if !plan.databases.iter().any(|database| database.bastions.contains(&bastion.name)) {
+        let is_jump = plan.bastions.iter().any(|other| other.jump.as_ref() == Some(&bastion.name));
+        if !is_jump && !plan.databases.iter().any(|database| database.bastions.contains(&bastion.name)) {
             report.notes.push(Note {
                 key: format!("bastions.{}", bastion.name),
                 text: "no database is behind this bastion".to_owned(),

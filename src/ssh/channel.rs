@@ -95,6 +95,12 @@ impl Connection {
         self.0.obituary.wait().await
     }
 
+    /// Why the session ended, if it has.
+    #[must_use]
+    pub fn end(&self) -> Option<Failure> {
+        self.0.obituary.read()
+    }
+
     /// How many clients it had when it ended, if it has.
     #[must_use]
     pub fn clients_at_end(&self) -> Option<usize> {

@@ -14,9 +14,11 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use super::channel::Connection;
 use super::gate::Gate;
 use super::greeting::Greeting;
-use super::guard::{Guard, HandlerError, Obituary};
+use super::guard::{Guard, HandlerError, Obituary, of_jump};
+use super::jump::Jump;
 use super::proxy::Proxy;
 use super::transport::{self, Socket, Transport};
 use crate::failure::{Cause, Failure, plain};
@@ -45,18 +47,24 @@ pub struct Connected {
     pub address: Option<SocketAddr>,
 }
 
-/// Connects to a bastion and verifies its host key. All traffic goes through `gate`; a silent peer is given up by
-/// the kernel after the bastion's `keepalive_timeout`.
+/// Connects to a bastion, through a session of its jump where it has one, and verifies its host key. All traffic goes
+/// through `gate`; a silent peer is given up by the kernel after the bastion's `keepalive_timeout`.
 ///
 /// # Errors
-/// `dns`, `tcp`, `banner`, `kex` and `host_key` failures. The connection is gone then.
+/// `dns`, `tcp`, `banner`, `kex` and `host_key` failures, and `channel` failures of the jump. The connection is gone
+/// then.
 pub async fn connect(
     plan: &BastionPlan,
+    through: Option<&Connection>,
     trust: Arc<Trust>,
     gate: Arc<Gate>,
     deadline: Instant,
 ) -> Result<Connected, Failure> {
     let bastion = &plan.at;
+    if let Some(outer) = through {
+        let (jump, round_trip) = open_jump(outer, bastion, deadline).await?;
+        return shake_hands(bastion, jump, round_trip, trust, gate, deadline).await;
+    }
     if let Some(argv) = &plan.proxy_command {
         let (proxy, fate) = Proxy::start(argv, bastion, &plan.user)?;
         let connected = shake_hands(bastion, proxy, PROXY_ROUND_TRIP, trust, gate, deadline).await;
@@ -71,6 +79,27 @@ pub async fn connect(
     prepare(&socket, plan.keepalive_timeout);
     let connected = shake_hands(bastion, socket, round_trip, trust, gate, deadline).await?;
     Ok(Connected { address: Some(address), ..connected })
+}
+
+/// Opens a channel to the next bastion. Says how long that took, which is about a round trip on the way there.
+async fn open_jump(
+    outer: &Connection,
+    bastion: &HostPort,
+    deadline: Instant,
+) -> Result<(Jump, Duration), Failure> {
+    let asked = Instant::now();
+    let opened = outer.open(bastion, deadline.duration_since(asked)).await;
+    let (inbound, outbound) = opened.map_err(|failure| match failure.cause {
+        Cause::ChannelProhibited => failure.with_hint(format!(
+            "let the jump forward to {bastion}: see PermitOpen and AllowTcpForwarding in its sshd_config, and permitopen in \
+             its authorized_keys (`tunnelkeeper keygen` of the jump prints the lines)"
+        )),
+        Cause::ChannelConnectFailed | Cause::ChannelTimeout => failure.with_hint(format!(
+            "the jump cannot reach {bastion}: check `host` and `port`, the jump's DNS, and the security group of that bastion"
+        )),
+        _ => failure,
+    })?;
+    Ok((Jump::new(outer.clone(), inbound, outbound), asked.elapsed()))
 }
 
 async fn shake_hands<S: Socket + Send + 'static>(
@@ -316,6 +345,11 @@ fn preferred(known_key_types: &[&str]) -> Preferred {
 }
 
 fn greeting_failure(bastion: &HostPort, greeting: &Greeting, error: &HandlerError) -> Failure {
+    if let HandlerError::Ssh(russh::Error::IO(error)) = error
+        && let Some(failure) = of_jump(error)
+    {
+        return failure;
+    }
     match error {
         HandlerError::Ssh(russh::Error::IO(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
             let failure = greeting.failure(bastion);
@@ -337,6 +371,11 @@ fn handshake_failure(bastion: &HostPort, error: HandlerError, last_words: Option
         HandlerError::Refused(failure) => return failure,
         HandlerError::Ssh(error) => error,
     };
+    if let russh::Error::IO(error) = &error
+        && let Some(failure) = of_jump(error)
+    {
+        return failure;
+    }
     match error {
         russh::Error::NoCommonAlgo { kind, ours, theirs } => {
             let what = match kind {

@@ -234,7 +234,13 @@ impl Handler for Guard {
 
 /// Why an established session ended, from what russh says of it.
 fn loss(bastion: &HostPort, error: &russh::Error) -> Failure {
+    if let russh::Error::IO(error) = error
+        && let Some(failure) = of_jump(error)
+    {
+        return failure;
+    }
     match error {
+        // Of the outer session, where it goes through one.
         russh::Error::IO(error) => match error.kind() {
             io::ErrorKind::UnexpectedEof => {
                 Failure::new(Cause::SessionClosed, format!("{bastion} closed the connection without a word"))
@@ -253,4 +259,9 @@ fn loss(bastion: &HostPort, error: &russh::Error) -> Failure {
         }
         other => Failure::new(Cause::SessionProtocol, format!("the session to {bastion} broke: {other}")),
     }
+}
+
+/// Why the outer session ended that the connection went through, if that is what the error says.
+pub(super) fn of_jump(error: &io::Error) -> Option<Failure> {
+    error.get_ref()?.downcast_ref::<Failure>().cloned()
 }

@@ -26,19 +26,8 @@ struct Watched {
 }
 
 impl Files {
-    pub(super) fn of(plan: &BastionPlan) -> Self {
-        let mut paths = match &plan.identity {
-            IdentityPlan::Files(files) => files.clone(),
-            IdentityPlan::Own { path, .. } => vec![path.clone()],
-        };
-        if let Some(SecretSource::File(path)) = &plan.passphrase {
-            paths.push(path.clone());
-        }
-        match &plan.trust {
-            TrustPlan::Files(known) | TrustPlan::Defaults(known) => paths.extend(known.iter().cloned()),
-            TrustPlan::Pins(_) => {}
-        }
-        Self { paths, before: None, watched: None }
+    pub(super) fn of<'a>(bastions: impl Iterator<Item = &'a BastionPlan>) -> Self {
+        Self { paths: bastions.flat_map(files_of).collect(), before: None, watched: None }
     }
 
     /// A dial begins that may be refused: what is mended while it goes on has to be noticed too.
@@ -72,6 +61,21 @@ impl Files {
         watched.stamps = retaken;
         (changed, Some(watched.due))
     }
+}
+
+fn files_of(plan: &BastionPlan) -> Vec<PathBuf> {
+    let mut paths = match &plan.identity {
+        IdentityPlan::Files(files) => files.clone(),
+        IdentityPlan::Own { path, .. } => vec![path.clone()],
+    };
+    if let Some(SecretSource::File(path)) = &plan.passphrase {
+        paths.push(path.clone());
+    }
+    match &plan.trust {
+        TrustPlan::Files(known) | TrustPlan::Defaults(known) => paths.extend(known.iter().cloned()),
+        TrustPlan::Pins(_) => {}
+    }
+    paths
 }
 
 #[cfg(test)]

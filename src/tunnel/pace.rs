@@ -16,6 +16,11 @@ impl Pace {
         Self { retry: Retry::new(bounds), not_before: Instant::now() }
     }
 
+    /// Begins anew with other bounds.
+    pub(super) fn restart(&mut self, bounds: Bounds) {
+        *self = Self::new(bounds);
+    }
+
     /// Takes note of a failure, and sets the time of the next dial.
     pub(super) fn after(&mut self, cause: Cause) -> Next {
         let next = self.retry.after(cause, rand::random());

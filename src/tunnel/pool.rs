@@ -1,23 +1,27 @@
 //! The sessions of one bastion, and the clients that wait for a seat on one.
 
+mod report;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, timeout};
-use tracing::{debug, error, info, warn};
+use tracing::debug;
 
 use super::files::Files;
 use super::pace::Pace;
 use super::{Parts, Seat, Waiting};
+use crate::backoff::Bounds;
 use crate::clock::now;
-use crate::failure::{Cause, Failure};
-use crate::placement::{self, Candidate, EMPTY_FOR, Placement};
+use crate::failure::Cause;
+use crate::placement::{self, Candidate, EMPTY_FOR, Placement, PoolBounds};
 use crate::retry::PROVEN_AFTER;
 use crate::session::{self, Command, Exit, Handle};
-use crate::state::{Incident, Moment, SessionPhase, SessionState, TunnelState};
+use crate::settings::plan::BastionPlan;
+use crate::state::{SessionPhase, SessionState, TunnelState};
 
 /// What russh may keep of ended channels before their session is replaced, in bytes.
 const MAX_REMNANTS: usize = 8 << 20;
@@ -26,8 +30,6 @@ const MAX_REMNANTS: usize = 8 << 20;
 const TEND_EVERY: Duration = Duration::from_secs(5);
 /// How often clients are placed anew while all gates are shut.
 const PLACE_EVERY: Duration = Duration::from_millis(100);
-/// How often a failure that goes on is logged.
-const REMIND_EVERY: Duration = Duration::from_secs(600);
 /// How long all sessions together may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -71,11 +73,28 @@ pub(super) struct Pool {
     /// The state differs from the published one.
     dirty: bool,
     warned: Option<(Cause, Instant)>,
+    /// All sessions are being replaced since the configuration has changed.
+    changing: bool,
+    /// The bastion is not wanted any more.
+    leaving: bool,
+}
+
+/// What decides how a session is made; the rest applies to those that exist.
+fn dialled(plan: &BastionPlan) -> BastionPlan {
+    BastionPlan {
+        keepalive_interval: Duration::ZERO,
+        keepalive_timeout: Duration::ZERO,
+        connect_timeout: Duration::ZERO,
+        open_timeout: Duration::ZERO,
+        pool: PoolBounds { min: 1, max: 1 },
+        reconnect: Bounds { min: Duration::ZERO, max: Duration::ZERO },
+        ..plan.clone()
+    }
 }
 
 impl Pool {
     pub(super) fn new(parts: Parts, publish: watch::Sender<Arc<TunnelState>>) -> Self {
-        let (bounds, files) = (parts.plan.reconnect, Files::of(&parts.plan));
+        let (bounds, files) = (parts.plan.reconnect, Files::of(parts.bastions()));
         let state = TunnelState { down_since: Some(now()), ..TunnelState::default() };
         Self {
             parts,
@@ -92,7 +111,54 @@ impl Pool {
             state,
             dirty: true,
             warned: None,
+            changing: false,
+            leaving: false,
         }
+    }
+
+    /// Goes on with another configuration.
+    pub(super) fn change(&mut self, parts: Parts) {
+        let way = |parts: &Parts| parts.bastions().map(dialled).collect::<Vec<_>>();
+        let anew = way(&self.parts) != way(&parts);
+        self.parts = parts;
+        let plan = Arc::clone(&self.parts.plan);
+        for pace in [&mut self.recovery, &mut self.growth] {
+            pace.restart(plan.reconnect);
+        }
+        for slot in &self.slots {
+            let (interval, timeout) = (plan.keepalive_interval, plan.keepalive_timeout);
+            let _ = slot.handle.commands.send(Command::Keepalive { interval, timeout });
+        }
+        if anew {
+            self.files = Files::of(self.parts.bastions());
+            self.retire_all();
+            self.changing = self.state.is_up();
+            (self.state.refusing, self.state.public_key) = (false, None);
+            self.state.jumps.clear();
+        }
+    }
+
+    /// Makes no more sessions, and gives no more seats.
+    pub(super) fn leave(&mut self) {
+        self.leaving = true;
+        self.waiting.clear();
+        self.retire_all();
+    }
+
+    /// It has left, and its last session has ended.
+    pub(super) fn has_left(&self) -> bool {
+        self.leaving && self.slots.is_empty()
+    }
+
+    /// All sessions finish the clients they have.
+    fn retire_all(&mut self) {
+        for slot in &mut self.slots {
+            slot.retiring = true;
+            if slot.handle.connection().is_none() {
+                let _ = slot.handle.commands.send(Command::Close);
+            }
+        }
+        self.dirty = true;
     }
 
     /// Waits until something has happened to a session, and takes note of it. The future may be dropped at any
@@ -105,7 +171,10 @@ impl Pool {
     }
 
     pub(super) fn ask_for_seat(&mut self, client: Waiting) {
-        self.waiting.push_back(client);
+        // A bastion that is not wanted any more has none.
+        if !self.leaving {
+            self.waiting.push_back(client);
+        }
     }
 
     /// A place on a session whose gate is open, for a probe.
@@ -160,7 +229,8 @@ impl Pool {
     }
 
     fn candidates(&self) -> Vec<Candidate> {
-        let established = self.slots.iter().filter(|slot| slot.handle.connection().is_some());
+        let established =
+            self.slots.iter().filter(|slot| !slot.retiring && slot.handle.connection().is_some());
         let candidate = |slot: &Slot| {
             let state = slot.state();
             Candidate {
@@ -174,7 +244,7 @@ impl Pool {
     }
 
     fn dialling(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.handle.connection().is_none()).count()
+        self.slots.iter().filter(|slot| !slot.retiring && slot.handle.connection().is_none()).count()
     }
 
     fn is_up(&self) -> bool {
@@ -278,7 +348,8 @@ impl Pool {
         let pool = self.parts.plan.pool;
         let dialling = self.dialling();
         let wanted = placement::too_small(&self.candidates(), dialling, pool) || self.grow;
-        if !wanted || dialling > 0 || self.slots.len() >= pool.max.saturating_mul(2) {
+        let total = self.slots.iter().filter(|slot| !slot.retiring).count();
+        if !wanted || dialling > 0 || self.leaving || total >= pool.max.saturating_mul(2) {
             self.grow = false;
             return None;
         }
@@ -297,6 +368,7 @@ impl Pool {
         let (handle, life) = session::new(session::Parts {
             id,
             plan: Arc::clone(&self.parts.plan),
+            jumps: Arc::clone(&self.parts.jumps),
             memory: Arc::clone(&self.parts.memory),
             metrics: Arc::clone(&self.parts.metrics),
             changed: Arc::clone(&self.changed),
@@ -311,150 +383,5 @@ impl Pool {
         self.state.next_attempt = None;
         self.dirty = true;
         None
-    }
-
-    fn session_ended(&mut self, exit: Result<(Id, Exit), JoinError>) {
-        let (task, exit) = match exit {
-            Ok((task, exit)) => (task, exit),
-            Err(error) => {
-                let text = format!("the session's task broke: {error}");
-                let failure = Failure::new(Cause::SessionProtocol, text);
-                (error.id(), Exit::Lost { failure, lived: Duration::ZERO, clients: 0 })
-            }
-        };
-        let Some(index) = self.slots.iter().position(|slot| slot.task == task) else { return };
-        let slot = self.slots.remove(index);
-        self.dirty = true;
-        self.state.stalled_before += slot.handle.state.borrow().load.stalled(Instant::now().into_std());
-        match exit {
-            Exit::Closed => debug!(bastion = %self.parts.plan.name, session = slot.id, "session closed"),
-            Exit::Lost { failure, lived, clients } => {
-                self.parts.metrics.lost(failure.cause);
-                warn!(
-                    bastion = %self.parts.plan.name,
-                    session = slot.id,
-                    phase = failure.cause.phase().as_str(),
-                    reason = failure.cause.reason(),
-                    detail = failure.detail(),
-                    hint = failure.hint(),
-                    clients,
-                    lived_s = lived.as_secs(),
-                    "session lost"
-                );
-                // Sessions that are lost together count as one failure of the bastion.
-                if self.is_up() || Instant::now() >= self.recovery.not_before {
-                    self.schedule(failure.cause);
-                }
-                Incident::record(&mut self.state.last_failure, failure, now());
-            }
-            Exit::NotEstablished { failure, public_key } => {
-                self.parts.metrics.failed(failure.cause);
-                let retry_at = self.schedule(failure.cause);
-                self.state.public_key = public_key;
-                Incident::record(&mut self.state.last_failure, failure.clone(), now());
-                self.warn_of(&failure, retry_at);
-            }
-        }
-    }
-
-    /// Decides when the bastion is dialled again.
-    fn schedule(&mut self, cause: Cause) -> Instant {
-        if self.is_up() {
-            self.growth.after(cause);
-            return self.growth.not_before;
-        }
-        let at = now();
-        self.state.wavering = true;
-        let next = self.recovery.after(cause);
-        let not_before = self.recovery.not_before;
-        self.state.next_attempt = Some(Moment { instant: not_before.into_std(), wall: at.wall + next.after });
-        if next.refusing {
-            self.files.watch();
-        } else {
-            self.files.forget();
-        }
-        self.state.refusing = next.refusing;
-        not_before
-    }
-
-    /// One warning when a bastion begins to fail in a new way, and a reminder now and then.
-    fn warn_of(&mut self, failure: &Failure, retry_at: Instant) {
-        let retry_in_s = (retry_at.duration_since(Instant::now()).as_secs_f64() * 10.0).round() / 10.0;
-        let known =
-            self.warned.is_some_and(|(cause, at)| cause == failure.cause && at.elapsed() < REMIND_EVERY);
-        let (bastion, refusing) = (&self.parts.plan.name, self.state.refusing);
-        let (phase, reason) = (failure.cause.phase().as_str(), failure.cause.reason());
-        let (detail, hint) = (failure.detail(), failure.hint());
-        let public_key = self.state.public_key.as_deref();
-        if known && !refusing {
-            debug!(%bastion, phase, reason, detail, hint, retry_in_s, "bastion not reached");
-        } else {
-            self.warned = Some((failure.cause, Instant::now()));
-            warn!(%bastion, phase, reason, detail, hint, public_key, retry_in_s, "bastion not reached");
-        }
-    }
-
-    /// While the bastion refuses us: has somebody mended the files? Returns when to look again.
-    fn look_at_files(&mut self) -> Option<Instant> {
-        let (changed, again) = self.files.look();
-        if changed {
-            info!(bastion = %self.parts.plan.name, "a key, passphrase or known_hosts file has changed: trying again now");
-            self.dial_now();
-        }
-        again
-    }
-
-    fn publish(&mut self) {
-        if !std::mem::take(&mut self.dirty) {
-            return;
-        }
-        let (now, was_up, up) = (now(), self.state.is_up(), self.is_up());
-        self.state.sessions = self.slots.iter().map(Slot::state).collect();
-        self.state.uptime.set(up, now);
-        if was_up && !up {
-            self.state.wavering = true;
-            self.note_silence();
-        }
-        self.report_change(was_up, up);
-        if up {
-            self.state.down_since = None;
-            self.state.refusing = false;
-            self.state.public_key = None;
-            self.files.forget();
-        } else {
-            self.state.down_since.get_or_insert(now);
-        }
-        self.publish.send_replace(Arc::new(self.state.clone()));
-    }
-
-    /// The tunnel is down before any session is lost: the last one does not answer any more.
-    fn note_silence(&mut self) {
-        if self.slots.iter().any(|slot| slot.state().phase == SessionPhase::Suspect) {
-            let text = format!("{} has not answered a ping for 10 s", self.parts.plan.at);
-            let failure = Failure::new(Cause::SessionKeepaliveTimeout, text);
-            Incident::record(&mut self.state.last_failure, failure, now());
-        }
-    }
-
-    fn report_change(&mut self, was_up: bool, up: bool) {
-        let bastion = &self.parts.plan.name;
-        match (was_up, up) {
-            (false, true) => {
-                self.warned = None;
-                let down_s = self.state.down_since.map(|since| since.instant.elapsed().as_secs());
-                info!(%bastion, down_s, "tunnel up");
-            }
-            (true, false) => {
-                let failure = self.state.last_failure.as_ref().map(|incident| &incident.failure);
-                error!(
-                    %bastion,
-                    phase = failure.map(|failure| failure.cause.phase().as_str()),
-                    reason = failure.map(|failure| failure.cause.reason()),
-                    hint = failure.map(Failure::hint),
-                    "tunnel down: clients are held"
-                );
-            }
-            _ => {}
-        }
     }
 }

@@ -25,6 +25,7 @@ mod explained;
 mod failover;
 mod half_open;
 mod hostile;
+mod jumps;
 mod library;
 mod lifetime;
 mod logins;

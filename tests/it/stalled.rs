@@ -9,14 +9,14 @@ use crate::support::postgres::{DATABASE, TRUSTED};
 use crate::support::{Bastion, Daemon, PATIENCE, Postgres, eventually, runtime};
 
 /// Bytes of the large result, without the protocol's own.
-const ROWS: usize = 60_000;
-const ROW: usize = 1000;
+pub const ROWS: usize = 60_000;
+pub const ROW: usize = 1000;
 
 /// A client that has asked for a large result and reads only when it is told to.
-struct Reader(TcpStream);
+pub struct Reader(TcpStream);
 
 impl Reader {
-    fn ask(address: SocketAddr) -> Self {
+    pub fn ask(address: SocketAddr) -> Self {
         let mut socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let parameters = format!("user\0{TRUSTED}\0database\0{DATABASE}\0\0");
@@ -35,7 +35,7 @@ impl Reader {
     }
 
     /// Reads to the end of the result; how many bytes of rows came, or how it was cut.
-    fn read(mut self) -> Result<usize, std::io::Error> {
+    pub fn read(mut self) -> Result<usize, std::io::Error> {
         self.0.write_all(b"X\0\0\0\x04")?;
         let mut all = Vec::new();
         self.0.read_to_end(&mut all)?;

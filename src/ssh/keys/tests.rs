@@ -12,6 +12,7 @@ fn plan(identity: IdentityPlan) -> BastionPlan {
         name: Name::parse("prod").unwrap(),
         at: HostPort::new("bastion", 22),
         user: "me".to_owned(),
+        jump: None,
         proxy_command: None,
         identity,
         passphrase: None,

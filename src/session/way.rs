@@ -1,0 +1,138 @@
+//! The way to a bastion, hop by hop: each jump is logged in to as itself, and the next hop is reached through it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::time::{Duration, Instant};
+
+use super::{Parts, load_identities, read_trust};
+use crate::clock::now;
+use crate::failure::Failure;
+use crate::ids::Name;
+use crate::metrics::BastionMetrics;
+use crate::settings::plan::BastionPlan;
+use crate::ssh::{self, Connection, Gate};
+use crate::state::{JumpState, SessionLoad};
+
+/// A bastion on the way to another one.
+#[derive(Clone)]
+pub struct Hop {
+    /// How it is reached from the hop before.
+    pub plan: Arc<BastionPlan>,
+    /// Its series.
+    pub metrics: Arc<BastionMetrics>,
+}
+
+/// A session that exists only for another one to go through. Its owner has it to itself.
+pub(super) struct Jump {
+    hop: Hop,
+    connection: Connection,
+}
+
+/// A hop that was not reached.
+pub(super) struct Unreached {
+    pub(super) failure: Failure,
+    /// The daemon's own public key, where the hop rejected that.
+    pub(super) public_key: Option<String>,
+    /// The jump that it was; none = the bastion itself.
+    pub(super) jump: Option<Name>,
+}
+
+impl From<Failure> for Unreached {
+    fn from(failure: Failure) -> Self {
+        Self { failure, public_key: None, jump: None }
+    }
+}
+
+/// The jumps of a session, outermost first.
+#[derive(Default)]
+pub(super) struct Way(Vec<Jump>);
+
+impl Way {
+    /// Logs in to all jumps, one through the other. `tell` hears of each that is reached.
+    pub(super) async fn open(parts: &Parts, mut tell: impl FnMut(JumpState)) -> Result<Self, Unreached> {
+        let mut way = Self::default();
+        for hop in parts.jumps.iter() {
+            let load: Arc<SessionLoad> = Arc::default();
+            let gate = Gate::new(&parts.memory, Arc::clone(&load));
+            // The hop behind is its one client.
+            gate.seat();
+            let started = Instant::now();
+            let reached = reach(&hop.plan, way.innermost(), gate).await;
+            let (connection, address) = reached.map_err(|unreached| {
+                hop.metrics.failed(unreached.failure.cause);
+                at_jump(hop, unreached)
+            })?;
+            hop.metrics.establish.observe(started.elapsed());
+            connection.renounce_shells().await;
+            tell(JumpState { bastion: hop.plan.name.clone(), since: now(), address, load });
+            way.0.push(Jump { hop: hop.clone(), connection });
+        }
+        Ok(way)
+    }
+
+    /// What the bastion itself is reached through.
+    pub(super) fn innermost(&self) -> Option<&Connection> {
+        self.0.last().map(|jump| &jump.connection)
+    }
+
+    /// Asks the jumps whether they live: the answers show which hop is to blame for a silence.
+    pub(super) fn ask(&self) {
+        for Jump { connection, .. } in &self.0 {
+            let connection = connection.clone();
+            // It ends with the session.
+            tokio::spawn(async move { connection.ping().await.map(drop) });
+        }
+    }
+
+    /// The jump that is to blame when the session falls silent for so long: the first that is silent as well.
+    pub(super) fn silent(&self, silence: Duration) -> Option<&Name> {
+        let silent = |jump: &&Jump| jump.connection.gate().received().elapsed() >= silence / 2;
+        self.0.iter().find(silent).map(|jump| &jump.hop.plan.name)
+    }
+
+    /// The jump whose end ended the session, and why it did.
+    pub(super) fn lost(&self) -> Option<(Name, Failure)> {
+        let mut ended = self.0.iter().filter_map(|jump| Some((jump, jump.connection.end()?)));
+        let (Jump { hop, .. }, failure) = ended.next()?;
+        hop.metrics.lost(failure.cause);
+        Some((hop.plan.name.clone(), failure.at(&place(hop))))
+    }
+
+    /// Says goodbye to all, the innermost first.
+    pub(super) async fn close(&self) {
+        for jump in self.0.iter().rev() {
+            jump.connection.close().await;
+        }
+    }
+}
+
+fn place(hop: &Hop) -> String {
+    format!("at the jump \"{}\"", hop.plan.name)
+}
+
+fn at_jump(hop: &Hop, unreached: Unreached) -> Unreached {
+    let failure = unreached.failure.at(&place(hop));
+    Unreached { failure, jump: Some(hop.plan.name.clone()), ..unreached }
+}
+
+/// Connects to a bastion, verifies it and logs in.
+pub(super) async fn reach(
+    plan: &Arc<BastionPlan>,
+    through: Option<&Connection>,
+    gate: Arc<Gate>,
+) -> Result<(Connection, Option<SocketAddr>), Unreached> {
+    let trust = Arc::new(read_trust(plan).await?);
+    let identities = load_identities(plan).await?;
+    let deadline = Instant::now() + plan.connect_timeout;
+    let connected = ssh::connect(plan, through, trust, gate, deadline).await?;
+    let address = connected.address;
+    match connected.login(&plan.user, &identities, deadline).await {
+        Ok(connection) => Ok((connection, address)),
+        Err(failure) => {
+            let rejected = failure.cause == crate::failure::Cause::AuthRejected;
+            let public_key = identities.own_public_key.filter(|_| rejected);
+            Err(Unreached { failure, public_key, jump: None })
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! A bastion that is only gone through: nobody dials it but the bastions behind it, each for itself, and its tunnel is
+//! up while one of theirs is. This unit does nothing but tell.
+
+use std::sync::{Arc, Weak};
+
+use futures_util::future::select_all;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::now;
+use crate::failure::Failure;
+use crate::ids::Name;
+use crate::state::{Incident, SessionLoad, SessionPhase, SessionState, TunnelState};
+
+/// The tunnel of a bastion that goes through it.
+#[derive(Clone)]
+pub struct Behind {
+    /// Its name.
+    pub bastion: Name,
+    /// Its tunnel's state.
+    pub state: watch::Receiver<Arc<TunnelState>>,
+}
+
+/// What tells of the bastion.
+pub struct Unit {
+    bastion: Name,
+    behind: watch::Receiver<Vec<Behind>>,
+    publish: watch::Sender<Arc<TunnelState>>,
+    stop: CancellationToken,
+}
+
+/// The bastion's state, and the unit that keeps it. `behind` may change with the configuration.
+#[must_use]
+pub fn new(
+    bastion: Name,
+    behind: watch::Receiver<Vec<Behind>>,
+    stop: CancellationToken,
+) -> (watch::Receiver<Arc<TunnelState>>, Unit) {
+    let (publish, state) = watch::channel(Arc::default());
+    (state, Unit { bastion, behind, publish, stop })
+}
+
+impl Unit {
+    /// Tells of the bastion until it is told to stop. May be called again after it broke.
+    pub async fn run(&self) {
+        tokio::select! {
+            () = self.tell() => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+
+    async fn tell(&self) {
+        let mut changes = self.behind.clone();
+        let mut known = Known::default();
+        loop {
+            let mut behind = changes.borrow_and_update().clone();
+            let states: Vec<(Name, Arc<TunnelState>)> = behind
+                .iter_mut()
+                .map(|tunnel| (tunnel.bastion.clone(), Arc::clone(&tunnel.state.borrow_and_update())))
+                .collect();
+            let state = known.view(&self.bastion, &self.publish.borrow(), &states);
+            self.publish.send_replace(Arc::new(state));
+            // A tunnel that is gone says no more; who is behind is told anew then.
+            let news = behind.iter_mut().map(|tunnel| Box::pin(said(&mut tunnel.state)));
+            tokio::select! {
+                _ = select_all(news), if !states.is_empty() => {}
+                () = said(&mut changes) => {}
+            }
+        }
+    }
+}
+
+/// Waits for a change, for ever where none can come.
+async fn said<T>(receiver: &mut watch::Receiver<T>) {
+    if receiver.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The sessions to the bastion seen so far, by the numbers they got.
+#[derive(Default)]
+struct Known {
+    sessions: Vec<(u64, Weak<SessionLoad>)>,
+    next_id: u64,
+}
+
+impl Known {
+    /// What the tunnels behind say of the bastion.
+    fn view(
+        &mut self,
+        bastion: &Name,
+        before: &TunnelState,
+        behind: &[(Name, Arc<TunnelState>)],
+    ) -> TunnelState {
+        let at = now();
+        let mut state = TunnelState {
+            sessions: self.sessions(bastion, behind),
+            uptime: before.uptime,
+            down_since: before.down_since,
+            ..TunnelState::default()
+        };
+        let up = state.sessions.iter().any(|session| session.phase == SessionPhase::Established);
+        state.uptime.set(up, at);
+        state.down_since = if up { None } else { Some(before.down_since.unwrap_or(at)) };
+        let troubles = behind.iter().filter_map(|(_, tunnel)| Some((tunnel, tunnel.jumps.get(bastion)?)));
+        let own = troubles.max_by_key(|(_, trouble)| trouble.incident.last.instant);
+        if let Some((tunnel, trouble)) = own {
+            state.last_failure = Some(trouble.incident.clone());
+            state.public_key.clone_from(&trouble.public_key);
+            (state.refusing, state.next_attempt) = (tunnel.refusing, tunnel.next_attempt);
+        } else {
+            state.last_failure = of_those_behind(behind).or_else(|| before.last_failure.clone());
+        }
+        state
+    }
+
+    fn sessions(&mut self, bastion: &Name, behind: &[(Name, Arc<TunnelState>)]) -> Vec<SessionState> {
+        let inner = behind.iter().flat_map(|(_, tunnel)| &tunnel.sessions);
+        let through = inner.flat_map(|session| session.jumps.iter().map(move |jump| (session.phase, jump)));
+        let ours = through.filter(|(_, jump)| jump.bastion == *bastion);
+        let sessions = ours.map(|(phase, jump)| SessionState {
+            id: self.number(&jump.load),
+            phase,
+            since: jump.since,
+            address: jump.address,
+            load: Arc::clone(&jump.load),
+            jumps: Vec::new(),
+        });
+        let sessions = sessions.collect();
+        self.sessions.retain(|(_, load)| load.strong_count() > 0);
+        sessions
+    }
+
+    fn number(&mut self, load: &Arc<SessionLoad>) -> u64 {
+        let seen = self.sessions.iter().find(|(_, seen)| seen.as_ptr() == Arc::as_ptr(load));
+        if let Some((id, _)) = seen {
+            return *id;
+        }
+        self.next_id += 1;
+        self.sessions.push((self.next_id, Arc::downgrade(load)));
+        self.next_id
+    }
+}
+
+/// Where the bastion itself did not fail anybody, it is down since those behind it are.
+fn of_those_behind(behind: &[(Name, Arc<TunnelState>)]) -> Option<Incident> {
+    let failures = behind.iter().filter_map(|(name, tunnel)| Some((name, tunnel.last_failure.as_ref()?)));
+    let (name, incident) = failures.max_by_key(|(_, incident)| incident.last.instant)?;
+    let failure: Failure = incident.failure.clone().at(&format!("behind it, at bastion \"{name}\""));
+    Some(Incident { failure, ..incident.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Cause;
+    use crate::state::{JumpState, JumpTrouble};
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    fn session(phase: SessionPhase, through: &[&str]) -> SessionState {
+        let jump = |text: &&str| JumpState {
+            bastion: name(text),
+            since: now(),
+            address: None,
+            load: Arc::default(),
+        };
+        let jumps = through.iter().map(jump).collect();
+        SessionState { id: 7, phase, since: now(), address: None, load: Arc::default(), jumps }
+    }
+
+    #[tokio::test]
+    async fn it_is_up_while_one_of_those_behind_it_is() {
+        let (tell, inner) = watch::channel(Arc::<TunnelState>::default());
+        let behind = vec![Behind { bastion: name("inner"), state: inner }];
+        let (_behind, changes) = watch::channel(behind);
+        let stop = CancellationToken::new();
+        let (mut state, unit) = new(name("outer"), changes, stop.clone());
+        let life = tokio::spawn(async move { unit.run().await });
+        let established = session(SessionPhase::Established, &["outermost", "outer"]);
+        let load = Arc::clone(&established.jumps[1].load);
+        tell.send_replace(Arc::new(TunnelState { sessions: vec![established], ..TunnelState::default() }));
+        let seen = state.wait_for(|state| state.is_up()).await.unwrap().clone();
+        assert!(Arc::ptr_eq(&seen.sessions[0].load, &load) && seen.sessions.len() == 1);
+        assert_eq!((seen.sessions[0].id, seen.down_since), (1, None));
+
+        let mut incident = None;
+        Incident::record(&mut incident, Failure::new(Cause::TcpRefused, "nobody listens"), now());
+        let trouble = JumpTrouble { incident: incident.clone().unwrap(), public_key: Some("key".to_owned()) };
+        let jumps = [(name("outer"), trouble)].into();
+        tell.send_replace(Arc::new(TunnelState {
+            jumps,
+            last_failure: incident.clone(),
+            refusing: true,
+            ..TunnelState::default()
+        }));
+        let seen = state.wait_for(|state| !state.is_up()).await.unwrap().clone();
+        assert_eq!(seen.last_failure, incident);
+        assert!(seen.refusing && seen.public_key.is_some() && seen.down_since.is_some());
+
+        tell.send_replace(Arc::new(TunnelState { last_failure: incident, ..TunnelState::default() }));
+        let seen = state.wait_for(|state| !state.refusing).await.unwrap().clone();
+        let detail = seen.last_failure.as_ref().unwrap().failure.detail().to_owned();
+        assert_eq!(detail, "behind it, at bastion \"inner\": nobody listens");
+        stop.cancel();
+        life.await.unwrap();
+    }
+}

@@ -1,0 +1,170 @@
+//! Bastions behind bastions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::stalled::{ROW, ROWS, Reader};
+use crate::support::client::{Job, job};
+use crate::support::{Bastion, Daemon, Fault, Postgres, Relay, eventually, runtime};
+
+/// Three sshds one behind the other, and a fourth beside the last one: `edge`, `middle`, `prod`, `side`.
+struct Chain {
+    edge: Bastion,
+    middle: Bastion,
+    prod: Bastion,
+    side: Bastion,
+}
+
+impl Chain {
+    fn start() -> Self {
+        let start = Bastion::start;
+        Self { edge: start(), middle: start(), prod: start(), side: start() }
+    }
+
+    fn config(&self, edge_port: u16, keys: &str) -> String {
+        let through = |bastion: &Bastion, name: &str, jump: &str| {
+            format!("{}jump = \"{jump}\"\n{keys}", bastion.section(name, bastion.port))
+        };
+        format!(
+            "{}{}{}{}{}{}",
+            self.edge.section("edge", edge_port),
+            through(&self.middle, "middle", "edge"),
+            through(&self.prod, "prod", "middle"),
+            through(&self.side, "side", "edge"),
+            Postgres::shared().section("far", "prod"),
+            Postgres::shared().section("near", "side"),
+        )
+    }
+}
+
+fn trouble(daemon: &Daemon, bastion: &str) -> (String, String) {
+    let failure = daemon.bastion(bastion)["last_failure"].clone();
+    let word = |key: &str| failure[key].as_str().unwrap_or_default().to_owned();
+    (format!("{} {}", word("phase"), word("reason")), word("detail"))
+}
+
+#[test]
+fn a_chain_whose_middle_is_killed_under_load() {
+    let mut chain = Chain::start();
+    let daemon = Daemon::start(&chain.config(chain.edge.port, ""));
+    for bastion in ["edge", "middle", "prod", "side"] {
+        daemon.wait_up(bastion);
+    }
+    let runtime = runtime();
+    assert_eq!(runtime.block_on(job(daemon.address("far"))), Job::Done);
+    let edge = daemon.bastion("edge");
+    let sessions = edge["sessions"].as_array().unwrap().len();
+    assert!(sessions >= 2, "one for each session behind it: {edge}");
+
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let load = |address| {
+        let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
+        runtime.spawn(async move {
+            while !stop.load(Ordering::SeqCst) {
+                assert!(!matches!(job(address).await, Job::Unanswered(_)));
+                done.fetch_add(1, Ordering::SeqCst);
+            }
+        })
+    };
+    let (far, near) = (load(daemon.address("far")), load(daemon.address("near")));
+    eventually("jobs are under way", || (done.load(Ordering::SeqCst) > 10).then_some(()));
+    chain.middle.kill();
+    daemon.wait_down("prod");
+    daemon.wait_down("middle");
+    eventually("the middle is named", || {
+        let at_middle = |bastion: &str| {
+            let (cause, detail) = trouble(&daemon, bastion);
+            cause == "channel connect_failed" && detail.starts_with("at the jump \"middle\": ")
+        };
+        (at_middle("prod") && at_middle("middle")).then_some(())
+    });
+    let up = |bastion: &str| daemon.metric(&format!("tunnel_up{{bastion=\"{bastion}\"}}"));
+    assert_eq!((up("edge"), up("middle"), up("prod"), up("side")), (1.0, 0.0, 0.0, 1.0));
+    assert!(
+        daemon
+            .metric("session_failures_total{bastion=\"middle\",phase=\"channel\",reason=\"connect_failed\"}")
+            >= 1.0
+    );
+    let before = done.load(Ordering::SeqCst);
+    eventually("the other path serves", || (done.load(Ordering::SeqCst) > before + 20).then_some(()));
+
+    chain.middle.start_again();
+    daemon.wait_up("prod");
+    daemon.wait_up("middle");
+    stop.store(true, Ordering::SeqCst);
+    runtime.block_on(async { tokio::try_join!(far, near) }).unwrap();
+    let metrics = daemon.metrics();
+    assert!(metrics["session_losses_total{bastion=\"middle\",reason=\"closed_by_bastion\"}"] >= 1.0);
+    assert_eq!(metrics["session_losses_total{bastion=\"edge\",reason=\"closed_by_bastion\"}"], 0.0);
+    assert_eq!(metrics["session_losses_total{bastion=\"side\",reason=\"closed_by_bastion\"}"], 0.0);
+}
+
+#[test]
+fn a_stalled_client_on_one_path_leaves_the_others() {
+    let chain = Chain::start();
+    let daemon = Daemon::start(&chain.config(chain.edge.port, "sessions = { max = 1 }\n"));
+    daemon.wait_up("prod");
+    daemon.wait_up("side");
+    let runtime = runtime();
+    let before = daemon.memory_kb("VmRSS");
+    let reader = Reader::ask(daemon.address("far"));
+    eventually("the gate shuts", || {
+        (!daemon.bastion("prod")["sessions"][0]["gate_open"].as_bool().unwrap()).then_some(())
+    });
+    eventually("so does that of the jump before it", || {
+        let shut = |bastion: &str| {
+            let sessions = daemon.bastion(bastion)["sessions"].clone();
+            sessions.as_array().unwrap().iter().any(|session| session["gate_open"] == false)
+        };
+        (shut("middle") || shut("edge")).then_some(())
+    });
+    for _ in 0..20 {
+        assert_eq!(runtime.block_on(job(daemon.address("near"))), Job::Done);
+    }
+    let grown = daemon.memory_kb("VmRSS").saturating_sub(before);
+    assert!(grown < 120 << 10, "{grown} kB for one client that does not read");
+    assert_eq!(reader.read().unwrap(), ROWS * (ROW - 1));
+    for (series, value) in daemon.metrics() {
+        assert!(!series.starts_with("session_losses_total") || value == 0.0, "{series} {value}");
+    }
+}
+
+#[test]
+fn a_jump_that_falls_silent_is_the_one_that_is_blamed() {
+    let chain = Chain::start();
+    let relay = Relay::before(chain.edge.port);
+    let keys = "keepalive_interval = \"1s\"\nkeepalive_timeout = \"12s\"\n";
+    let daemon = Daemon::start(&chain.config(relay.port, keys));
+    daemon.wait_up("prod");
+    daemon.wait_up("side");
+    relay.set(Fault::Silence);
+    for bastion in ["edge", "middle", "prod", "side"] {
+        daemon.wait_down(bastion);
+    }
+    let lost = |bastion: &str| {
+        let series = format!("session_losses_total{{bastion=\"{bastion}\",reason=\"keepalive_timeout\"}}");
+        daemon.metric(&series)
+    };
+    eventually("the session is given up", || (lost("prod") >= 1.0).then_some(()));
+    let event = daemon.wait_event("session lost");
+    assert!(event["detail"].as_str().unwrap().ends_with(", nor from its jump \"edge\""), "{event}");
+    relay.set(Fault::None);
+    daemon.wait_up("prod");
+}
+
+#[test]
+fn a_jump_that_forbids_the_way_is_named_with_the_remedy() {
+    let edge = Bastion::with("AllowTcpForwarding no");
+    let prod = Bastion::start();
+    let daemon = Daemon::start(&format!(
+        "{}{}jump = \"edge\"\n{}",
+        edge.section("edge", edge.port),
+        prod.section("prod", prod.port),
+        Postgres::shared().unprobed_section("analytics", "prod")
+    ));
+    let event = daemon.wait_event("bastion not reached");
+    assert_eq!((&event["phase"], &event["reason"]), (&"channel".into(), &"prohibited".into()), "{event}");
+    assert!(event["hint"].as_str().unwrap().contains("let the jump forward to 127.0.0.1:"), "{event}");
+    let state = daemon.bastion("edge");
+    assert!(!state["up"].as_bool().unwrap());
+}
