@@ -118,8 +118,12 @@ fn configure(directory: &Path, machine: &Machine) -> Outcome<Settings> {
     )?;
     let uid = nix::unistd::geteuid().as_raw();
     let variables = std::env::var_os("RUST_LOG").map(|level| ("RUST_LOG".to_owned(), level));
-    let surroundings =
-        Surroundings { variables: variables.into_iter().collect(), uid, config_option: Some(path) };
+    let surroundings = Surroundings {
+        variables: variables.into_iter().collect(),
+        uid,
+        config_option: Some(path),
+        ..Surroundings::default()
+    };
     settings::load(&surroundings).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         lines.join("\n").into()

@@ -1,10 +1,13 @@
 //! The daemon from its configuration to its end: binds everything, starts it, waits to be told to stop.
 
+mod reload;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -21,11 +24,12 @@ use crate::lanes::Lanes;
 use crate::listener::{BindError, Bound};
 use crate::metrics::Metrics;
 use crate::settings::plan::{DatabasePlan, Plan};
-use crate::settings::{Settings, show_duration};
+use crate::settings::{Note, Settings, Surroundings, show_duration};
 use crate::signals::{self, Request};
 use crate::snapshot::Stamp;
 use crate::ssh::BufferMemory;
 use crate::supervisor::{self, InUse, Supervisor};
+use crate::telemetry::Telemetry;
 
 /// Listeners, runtimes, standard streams, and files while they are read.
 const OTHER_DESCRIPTORS: usize = 128;
@@ -57,7 +61,11 @@ impl std::error::Error for StartError {}
 ///
 /// # Errors
 /// When it cannot start; nothing runs then.
-pub fn run(settings: &Settings) -> Result<(), StartError> {
+pub fn run(
+    settings: &Settings,
+    surroundings: &Surroundings,
+    telemetry: &Telemetry,
+) -> Result<(), StartError> {
     let system =
         |error: io::Error| StartError::System(format!("the system refuses to let us start: {error}"));
     // Before anything starts, so that no signal is lost.
@@ -66,7 +74,7 @@ pub fn run(settings: &Settings) -> Result<(), StartError> {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(system)?;
     let result = runtime.block_on(async {
         let daemon = Daemon::start(settings, &lanes)?;
-        daemon.run(signals).await;
+        daemon.run(signals, surroundings, telemetry).await;
         Ok(())
     });
     // What still blocks (a look-up, say) does not keep us.
@@ -79,6 +87,9 @@ pub struct Daemon {
     plan: Plan,
     board: Arc<Board>,
     supervisor: Supervisor,
+    metrics: Arc<Metrics>,
+    memory: Arc<BufferMemory>,
+    allow_remote_status: Arc<AtomicBool>,
     http: Option<SocketAddr>,
     http_stop: CancellationToken,
 }
@@ -95,28 +106,29 @@ impl Daemon {
         let http = http.map_err(|error| StartError::Bind("http.listen".to_owned(), error))?;
         let metrics = Arc::new(Metrics::new().map_err(|error| StartError::System(error.to_string()))?);
         let board = Arc::new(Board::default());
-        for note in &settings.notes {
-            warn!(key = note.key, "{}", note.text);
-        }
+        settings.notes.iter().for_each(warn_of);
+        let memory = BufferMemory::new(plan.daemon.buffer_memory);
         let listening: Vec<String> = databases.iter().map(|(name, bound)| describe(name, bound)).collect();
         let mut supervisor = Supervisor::new(supervisor::Parts {
             lanes: Arc::clone(lanes),
             metrics: Arc::clone(&metrics),
             board: Arc::clone(&board),
             room: Room::new(places_for_clients(&plan)),
-            memory: BufferMemory::new(plan.daemon.buffer_memory),
+            memory: Arc::clone(&memory),
             in_use: InUse::default(),
         });
         supervisor.apply(&plan, databases);
-        metrics.configuration_loaded(Stamp(SystemTime::now()));
+        let loaded = Stamp(SystemTime::now());
+        metrics.configuration_loaded(loaded);
+        board.set_configuration(loaded, Vec::new());
         let http_stop = CancellationToken::new();
+        let allow_remote_status = Arc::new(AtomicBool::new(plan.http.allow_remote_status));
         let mut address = None;
         if let Some(bound) = http {
             address = bound.addresses().first().copied();
-            let allow = plan.http.allow_remote_status;
             tokio::spawn(http::serve(
                 bound,
-                allow,
+                Arc::clone(&allow_remote_status),
                 Arc::clone(&metrics),
                 Arc::clone(&board),
                 http_stop.clone(),
@@ -125,7 +137,7 @@ impl Daemon {
         board.set_stage(Stage::Ready);
         let status = address.map(|address| format!("http://{address}/"));
         info!(version = env!("CARGO_PKG_VERSION"), databases = listening.join(", "), status, "started");
-        Ok(Self { plan, board, supervisor, http: address, http_stop })
+        Ok(Self { plan, board, supervisor, metrics, memory, allow_remote_status, http: address, http_stop })
     }
 
     /// What there is to know of it.
@@ -140,13 +152,14 @@ impl Daemon {
         self.http
     }
 
-    async fn run(self, mut signals: mpsc::UnboundedReceiver<Request>) {
+    async fn run(
+        mut self,
+        mut signals: mpsc::UnboundedReceiver<Request>,
+        surroundings: &Surroundings,
+        telemetry: &Telemetry,
+    ) {
         while let Some(Request::Reload) = signals.recv().await {
-            warn!(
-                "bastions are tried again at once; the configuration is not read anew while the daemon runs: restart \
-                 it to apply changes"
-            );
-            self.supervisor.dial_now();
+            self.reload(surroundings, telemetry).await;
         }
         let hurry = CancellationToken::new();
         let second = async {
@@ -169,6 +182,10 @@ impl Daemon {
         self.http_stop.cancel();
         info!("stopped");
     }
+}
+
+fn warn_of(note: &Note) {
+    warn!(key = note.key, "{}", note.text);
 }
 
 fn bind_databases(plan: &Plan) -> Result<BTreeMap<Name, Bound>, StartError> {

@@ -9,7 +9,9 @@ use tokio::sync::watch;
 
 use crate::ids::Name;
 use crate::settings::plan::{BastionPlan, DatabasePlan};
-use crate::snapshot::{Bastion, Client, Daemon, Database, Probe, Session, Snapshot, Stamp, Trouble};
+use crate::snapshot::{
+    Bastion, Client, Configuration, Daemon, Database, Probe, Session, Snapshot, Stamp, Trouble,
+};
 use crate::state::{ClientState, ForwardState, Health, ProbeState, SessionState, TunnelState};
 
 /// How far the daemon is in its own life.
@@ -38,6 +40,7 @@ struct DatabaseUnit {
 #[derive(Default)]
 struct Units {
     stage: Stage,
+    configuration: Configuration,
     bastions: BTreeMap<Name, BastionUnit>,
     databases: BTreeMap<Name, DatabaseUnit>,
 }
@@ -58,6 +61,16 @@ impl Board {
     /// Says how far the daemon is.
     pub fn set_stage(&self, stage: Stage) {
         self.lock().stage = stage;
+    }
+
+    /// The configuration has been read anew: what is wrong with it, or nothing.
+    pub fn set_configuration(&self, at: Stamp, problems: Vec<String>) {
+        let configuration = &mut self.lock().configuration;
+        if problems.is_empty() {
+            *configuration = Configuration { loaded: Some(at), ..Configuration::default() };
+        } else {
+            (configuration.refused, configuration.problems) = (Some(at), problems);
+        }
     }
 
     /// Puts a tunnel up; one of the same name is replaced.
@@ -99,7 +112,7 @@ impl Board {
         let up = |name: &Name| units.bastions.get(name).is_some_and(|unit| unit.tunnel.borrow().is_up());
         Snapshot {
             at: Stamp(SystemTime::now()),
-            daemon: self.daemon(units.stage),
+            daemon: self.daemon(&units),
             bastions: units.bastions.values().map(|unit| bastion(unit, now)).collect(),
             databases: units
                 .databases
@@ -109,8 +122,8 @@ impl Board {
         }
     }
 
-    fn daemon(&self, stage: Stage) -> Daemon {
-        let not_ready_because = match stage {
+    fn daemon(&self, units: &Units) -> Daemon {
+        let not_ready_because = match units.stage {
             Stage::Starting => vec!["starting: not all listeners are bound yet".to_owned()],
             Stage::Ready => Vec::new(),
             Stage::Draining => vec!["draining: the daemon was told to stop".to_owned()],
@@ -121,6 +134,7 @@ impl Board {
             started: Stamp(self.started),
             ready: not_ready_because.is_empty(),
             not_ready_because,
+            configuration: units.configuration.clone(),
         }
     }
 

@@ -54,7 +54,8 @@ enum Command {
     /// Run the daemon in the foreground
     ///
     /// Logs go to standard error. SIGTERM or SIGINT lets clients finish for `daemon.drain_timeout` and then ends the
-    /// daemon; a second one ends it at once. SIGHUP has bastions tried at once that wait for their next attempt. Exit
+    /// daemon; a second one ends it at once. SIGHUP reads the configuration anew, applies what is different if all
+    /// of it is good, and has bastions tried at once that wait for their next attempt. Exit
     /// codes: 0 stopped as asked, 1 could not start, 78 configuration.
     Run,
     /// Check or show the configuration
@@ -194,6 +195,7 @@ fn surroundings(config_option: Option<PathBuf>) -> Surroundings {
         variables: std::env::vars_os().filter_map(named).collect(),
         uid: nix::unistd::geteuid().as_raw(),
         config_option,
+        state_dir_in_use: None,
     }
 }
 
@@ -203,8 +205,8 @@ fn load(surroundings: &Surroundings) -> Result<Settings, Stop> {
 
 fn run(surroundings: &Surroundings) -> Result<(), Stop> {
     let settings = load(surroundings)?;
-    telemetry::start(&settings.plan.log).map_err(Stop::Failed)?;
-    app::run(&settings).map_err(|error| Stop::Failed(error.to_string()))
+    let telemetry = telemetry::start(&settings.plan.log).map_err(Stop::Failed)?;
+    app::run(&settings, surroundings, &telemetry).map_err(|error| Stop::Failed(error.to_string()))
 }
 
 #[cfg(test)]

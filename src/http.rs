@@ -12,6 +12,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -40,16 +41,16 @@ const MAX_HEADER: usize = 16 << 10;
 /// How long any connection may last; clients connect again.
 const MAX_AGE: Duration = Duration::from_secs(600);
 
-/// Answers until told to stop.
+/// Answers until told to stop. `allow_remote_status` may change meanwhile.
 pub async fn serve(
     mut bound: Bound,
-    allow_remote_status: bool,
+    allow_remote_status: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
     board: Arc<Board>,
     stop: CancellationToken,
 ) {
     let loopback = bound.addresses().iter().all(|address| address.ip().is_loopback());
-    let routes = Arc::new(Routes { metrics, board, loopback, everything: loopback || allow_remote_status });
+    let routes = Arc::new(Routes { metrics, board, loopback, allow_remote_status });
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         tokio::select! {

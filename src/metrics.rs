@@ -137,6 +137,11 @@ impl Metrics {
         self.reload_timestamp.set(at.seconds());
     }
 
+    /// It could not be loaded anew, and stays as it was.
+    pub fn configuration_refused(&self) {
+        self.reload_successful.set(0.0);
+    }
+
     /// Everything in Prometheus' text format, with the gauges as `snapshot` has them.
     ///
     /// # Errors

@@ -101,7 +101,7 @@ impl<D: Dial> Unit<D> {
             let mut probe = self.begin(&route);
             tokio::select! {
                 () = probe.go_on() => {}
-                Ok(()) = changes.changed() => {}
+                () = another(&mut changes, &route) => {}
                 () = stop.cancelled() => {}
             }
             if let Some(kept) = probe.kept.take() {
@@ -125,6 +125,15 @@ impl<D: Dial> Unit<D> {
             reported: None,
             state: self.state.clone(),
         }
+    }
+}
+
+/// Waits for a configuration with which the database is probed in another way.
+async fn another<D>(changes: &mut watch::Receiver<Arc<Route<D>>>, route: &Route<D>) {
+    let way = |plan: &DatabasePlan| (plan.target.clone(), plan.bastions.clone(), plan.probe.clone());
+    let differs = |new: &Arc<Route<D>>| way(&new.plan) != way(&route.plan);
+    if changes.wait_for(differs).await.is_err() {
+        pending::<()>().await;
     }
 }
 

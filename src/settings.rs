@@ -31,6 +31,8 @@ pub struct Surroundings {
     pub uid: u32,
     /// The file named with `--config`.
     pub config_option: Option<PathBuf>,
+    /// The state directory of the daemon that runs, which cannot have another one before it is started again.
+    pub state_dir_in_use: Option<PathBuf>,
 }
 
 /// The effective configuration and what there is to say about it.

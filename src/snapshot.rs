@@ -84,6 +84,34 @@ pub struct Daemon {
     pub ready: bool,
     /// What keeps it from being ready, a line each.
     pub not_ready_because: Vec<String>,
+    /// The configuration that is applied.
+    #[serde(default)]
+    pub configuration: Configuration,
+}
+
+/// The configuration that is applied, and why a newer one is not.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Configuration {
+    /// When it was read.
+    pub loaded: Option<Stamp>,
+    /// When a newer one was refused, if that is so.
+    pub refused: Option<Stamp>,
+    /// What is wrong with the newer one, a line each.
+    pub problems: Vec<String>,
+}
+
+impl Configuration {
+    /// One sentence, where a newer one was refused.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let (refused, first) = (self.refused?, self.problems.first()?);
+        let more = match self.problems.len() {
+            0 | 1 => String::new(),
+            many => format!(" (and {} more)", many - 1),
+        };
+        Some(format!("the configuration was not reloaded at {refused}, and is as it was: {first}{more}"))
+    }
 }
 
 /// A bastion and the tunnel to it.

@@ -5,31 +5,55 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layered, SubscriberExt};
+use tracing_subscriber::reload::{self, Handle};
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use crate::settings::plan::{LogFormat, LogPlan};
+
+type Filtered = Layered<reload::Layer<EnvFilter, Registry>, Registry>;
+type Lines = Box<dyn Layer<Filtered> + Send + Sync>;
+
+/// What is logged, and how, for as long as the process lives.
+pub struct Telemetry {
+    filter: Handle<EnvFilter, Registry>,
+    lines: Handle<Lines, Filtered>,
+}
 
 /// Begins to log to standard error.
 ///
 /// # Errors
 /// A second beginning.
-pub fn start(plan: &LogPlan) -> Result<(), String> {
-    let filter = EnvFilter::builder().parse_lossy(plan.level.as_str());
+pub fn start(plan: &LogPlan) -> Result<Telemetry, String> {
+    let (filter, filter_handle) = reload::Layer::new(filter(plan));
+    let (lines, lines_handle) = reload::Layer::new(lines(plan));
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+    tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())?;
+    Ok(Telemetry { filter: filter_handle, lines: lines_handle })
+}
+
+impl Telemetry {
+    /// Goes on as another plan says.
+    pub fn change(&self, plan: &LogPlan) {
+        // What is logged to is there for as long as the process lives.
+        let _ = self.filter.reload(filter(plan));
+        let _ = self.lines.reload(lines(plan));
+    }
+}
+
+fn filter(plan: &LogPlan) -> EnvFilter {
+    EnvFilter::builder().parse_lossy(plan.level.as_str())
+}
+
+fn lines(plan: &LogPlan) -> Lines {
     let terminal = io::stderr().is_terminal();
     let json = match plan.format {
         LogFormat::Json => true,
         LogFormat::Text => false,
         LogFormat::Auto => !terminal,
     };
-    let base = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
-    let result = if json {
-        tracing::subscriber::set_global_default(base.with(layer.json().flatten_event(true)))
-    } else {
-        tracing::subscriber::set_global_default(base.with(layer.with_ansi(terminal)))
-    };
-    result.map_err(|error| error.to_string())
+    if json { layer.json().flatten_event(true).boxed() } else { layer.with_ansi(terminal).boxed() }
 }
 
 #[cfg(test)]

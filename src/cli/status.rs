@@ -98,6 +98,9 @@ fn print(snapshot: &Snapshot, out: &mut impl Write) -> std::io::Result<()> {
     let (version, pid, age) = (&daemon.version, daemon.pid, snapshot.age(daemon.started));
     let line = format!("tunnelkeeper {version}, pid {pid}, running for {age}: {ready}");
     writeln!(out, "{}", one_line(&line, MAX_SHOWN))?;
+    if let Some(warning) = daemon.configuration.warning() {
+        writeln!(out, "{}", one_line(&warning, MAX_SHOWN))?;
+    }
     let mut bastions = Table::new(&["BASTION", "TUNNEL", "ADDRESS", "SESSIONS", "ROUND TRIP", "CLIENTS"]);
     for bastion in &snapshot.bastions {
         add_bastion(&mut bastions, snapshot, bastion);

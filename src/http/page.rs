@@ -34,6 +34,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
                     @else { span.down { (daemon.not_ready_because.join("; ")) } }
                     ", running for " (snapshot.age(daemon.started)) ", pid " (daemon.pid)
                 }
+                @if let Some(warning) = daemon.configuration.warning() { p.down { (warning) } }
                 h2 { "Bastions" }
                 table {
                     tr { th { "Bastion" } th { "Tunnel" } th { "Address" } th { "Sessions" } th { "Round trip" } th { "Clients" } }

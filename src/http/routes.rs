@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -24,8 +25,8 @@ pub(super) struct Routes {
     pub(super) board: Arc<Board>,
     /// We listen on loopback only.
     pub(super) loopback: bool,
-    /// Status and page are served too.
-    pub(super) everything: bool,
+    /// Status and page are served on other addresses too.
+    pub(super) allow_remote_status: Arc<AtomicBool>,
 }
 
 struct Answer {
@@ -51,12 +52,16 @@ impl Routes {
         respond(answer)
     }
 
+    fn everything(&self) -> bool {
+        self.loopback || self.allow_remote_status.load(Ordering::Relaxed)
+    }
+
     fn route(&self, path: &str) -> Answer {
         match path {
             "/livez" => plain(StatusCode::OK, "ok"),
             "/readyz" => ready(&self.board.snapshot()),
             "/metrics" => self.exposition(),
-            "/" | "/api/v1/status" if !self.everything => plain(
+            "/" | "/api/v1/status" if !self.everything() => plain(
                 StatusCode::FORBIDDEN,
                 "this is not served to other machines: set http.allow_remote_status = true to allow it",
             ),
@@ -67,7 +72,7 @@ impl Routes {
             },
             "/api/v1/status" => status(&self.board.snapshot()),
             _ => match path.strip_prefix("/readyz/") {
-                Some(name) => ready_database(&self.board.snapshot(), name, self.everything),
+                Some(name) => ready_database(&self.board.snapshot(), name, self.everything()),
                 None => {
                     plain(StatusCode::NOT_FOUND, "there is nothing here: see /, /metrics, /readyz, /livez")
                 }
@@ -183,7 +188,8 @@ mod tests {
     fn routes(loopback: bool, everything: bool) -> Routes {
         let board = Arc::new(Board::default());
         board.set_stage(crate::board::Stage::Ready);
-        Routes { metrics: Arc::new(Metrics::new().unwrap()), board, loopback, everything }
+        let allow_remote_status = Arc::new(AtomicBool::new(everything));
+        Routes { metrics: Arc::new(Metrics::new().unwrap()), board, loopback, allow_remote_status }
     }
 
     fn ask(routes: &Routes, method: &str, path: &str, host: &str) -> u16 {

@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::failure::Cause;
-use crate::snapshot::{Bastion, Daemon, Database, Probe, Session};
+use crate::snapshot::{Bastion, Configuration, Daemon, Database, Probe, Session};
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
@@ -13,7 +13,14 @@ fn snapshot(up: bool) -> Snapshot {
     let now = Stamp(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
     Snapshot {
         at: now,
-        daemon: Daemon { version: "1".into(), pid: 1, started: now, ready: true, not_ready_because: vec![] },
+        daemon: Daemon {
+            version: "1".into(),
+            pid: 1,
+            started: now,
+            ready: true,
+            not_ready_because: vec![],
+            configuration: Configuration::default(),
+        },
         bastions: vec![Bastion {
             name: "prod".into(),
             host: "b".into(),

@@ -54,7 +54,12 @@ pub(super) fn read_daemon(mut section: Section, report: &mut Report) -> DaemonPl
     let default_dir =
         report.state_directory.clone().unwrap_or_else(|| PathBuf::from("/var/lib/tunnelkeeper"));
     let cores = available_parallelism().map_or(1, |cores| i64::try_from(cores.get()).unwrap_or(1));
-    let state_dir = section.get_or("state_dir", default_dir, report);
+    let mut state_dir = section.get_or("state_dir", default_dir, report);
+    if let Some(in_use) = report.state_dir_in_use.take().filter(|in_use| *in_use != state_dir) {
+        let text = format!("needs a restart to change: the daemon goes on with {}", in_use.display());
+        report.note(&section, "state_dir", text);
+        state_dir = in_use;
+    }
     let generate_keys = section.get_or("generate_keys", true, report);
     let drain_timeout = section.get_or("drain_timeout", Duration::from_secs(30), report);
     let threads: Whole<1, 256> = section.get_or("threads", Whole(cores.clamp(1, 256)), report);

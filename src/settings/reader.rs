@@ -28,6 +28,7 @@ pub(super) struct Report {
     pub(super) readable_by_others: Option<PathBuf>,
     pub(super) home: Option<PathBuf>,
     pub(super) state_directory: Option<PathBuf>,
+    pub(super) state_dir_in_use: Option<PathBuf>,
     pub(super) rust_log: Option<OsString>,
 }
 
@@ -51,6 +52,7 @@ impl Report {
             readable_by_others,
             home: variable("HOME").map(PathBuf::from),
             state_directory: state_directory.filter(|dir| !dir.as_os_str().is_empty()),
+            state_dir_in_use: surroundings.state_dir_in_use.clone(),
             rust_log: variable("RUST_LOG").cloned(),
         }
     }

@@ -31,7 +31,12 @@ impl Case {
         let uid =
             fs::metadata(dir.path()).map(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata)).unwrap();
         let path = dir.path().join("tunnelkeeper.toml");
-        let surroundings = Surroundings { variables: BTreeMap::new(), uid, config_option: Some(path) };
+        let surroundings = Surroundings {
+            variables: BTreeMap::new(),
+            uid,
+            config_option: Some(path),
+            ..Surroundings::default()
+        };
         let case = Self { dir, surroundings };
         case.write("tunnelkeeper.toml", main);
         case

@@ -32,7 +32,7 @@ fn reopening(limit: usize) -> usize {
 /// The memory of all sessions together.
 #[derive(Debug)]
 pub struct BufferMemory {
-    limit: usize,
+    limit: AtomicUsize,
     used: AtomicUsize,
     gates: Mutex<Vec<Weak<Gate>>>,
 }
@@ -41,16 +41,28 @@ impl BufferMemory {
     /// Memory of `limit` bytes, the key `daemon.buffer_memory`.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicUsize::new(0), gates: Mutex::default() })
+        Arc::new(Self { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0), gates: Mutex::default() })
+    }
+
+    /// From now on it is so many bytes.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Release);
+        self.wake_all();
+    }
+
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::Acquire)
+    }
+
+    fn wake_all(&self) {
+        lock(&self.gates).iter().filter_map(Weak::upgrade).for_each(|gate| gate.wake());
     }
 
     fn give_back(&self, bytes: usize) {
         let before = self.used.fetch_sub(bytes, Ordering::AcqRel);
-        let reopening = reopening(self.limit);
+        let reopening = reopening(self.limit());
         if before >= reopening && before - bytes < reopening {
-            for gate in lock(&self.gates).iter().filter_map(Weak::upgrade) {
-                gate.wake();
-            }
+            self.wake_all();
         }
     }
 }
@@ -191,10 +203,10 @@ impl Gate {
         let bound = |limit: usize| if shut { reopening(limit) } else { limit };
         let backlog = self.load.backlog.load(Ordering::Acquire);
         let alone = self.load.clients() <= 1;
-        let single_limit = SINGLE_LIMIT.min(self.memory.limit);
+        let single_limit = SINGLE_LIMIT.min(self.memory.limit());
         (alone && backlog >= bound(single_limit))
             || (backlog >= bound(FLOOR.min(single_limit))
-                && self.memory.used.load(Ordering::Acquire) >= bound(self.memory.limit))
+                && self.memory.used.load(Ordering::Acquire) >= bound(self.memory.limit()))
     }
 
     fn set_shut(&self, shut: bool, reader: Option<Waker>) {

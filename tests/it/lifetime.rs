@@ -8,10 +8,6 @@ use crate::support::client::{Job, connect, job};
 use crate::support::daemon::{configured, run};
 use crate::support::{Bastion, Daemon, Postgres, eventually, runtime};
 
-/// What SIGHUP is answered with.
-const RELOAD: &str = "bastions are tried again at once; the configuration is not read anew while the daemon runs: \
-                      restart it to apply changes";
-
 fn with_drain_timeout(drain_timeout: &str) -> (Bastion, Daemon) {
     let bastion = Bastion::start();
     let config = format!(
@@ -81,14 +77,6 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(daemon.wait().code(), Some(0));
     assert!(runtime.block_on(query).unwrap().is_err());
     assert_eq!(daemon.wait_event("clients are cut")["because"], "a second signal came");
-}
-
-#[test]
-fn a_reload_that_cannot_be_done_is_said_and_ends_nothing() {
-    let (_bastion, daemon) = with_drain_timeout("1s");
-    daemon.signal(Signal::SIGHUP);
-    daemon.wait_event(RELOAD);
-    assert_eq!(runtime().block_on(job(daemon.address("analytics"))), Job::Done);
 }
 
 #[test]

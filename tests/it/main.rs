@@ -30,6 +30,7 @@ mod library;
 mod lifetime;
 mod logins;
 mod outage;
+mod reload;
 mod secrets;
 mod stalled;
 mod surfaces;

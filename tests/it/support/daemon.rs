@@ -42,14 +42,19 @@ pub fn run(config: &Path, arguments: &[&str]) -> Output {
 /// A directory with a configuration file in it, which nobody else can read.
 pub fn configured(config: &str) -> (TempDir, PathBuf) {
     let dir = TempDir::with_prefix("daemon-").unwrap();
-    let path = dir.path().join("tunnelkeeper.toml");
-    let state_dir = dir.path().join("state");
+    let path = write_config(dir.path(), config);
+    (dir, path)
+}
+
+fn write_config(dir: &Path, config: &str) -> PathBuf {
+    let path = dir.join("tunnelkeeper.toml");
+    let state_dir = dir.join("state");
     let common = format!("[http]\nlisten = \"127.0.0.1:0\"\n[daemon]\nstate_dir = {state_dir:?}\n");
     // A test that sets these tables itself brings them along.
     let head = if config.contains("[http]") || config.contains("[daemon]") { "" } else { &common };
     fs::write(&path, format!("{head}{config}")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    (dir, path)
+    path
 }
 
 impl Daemon {
@@ -151,6 +156,23 @@ impl Daemon {
     pub fn printed(&self) -> String {
         let lines: Vec<String> = self.log.lock().unwrap().iter().map(ToString::to_string).collect();
         format!("{}\n{}", lines.join("\n"), self.other.lock().unwrap())
+    }
+
+    /// Writes another configuration and has it loaded; returns what is wrong with it.
+    pub fn reload(&self, config: &str) -> Vec<String> {
+        let good = "the configuration has been reloaded";
+        let bad = "the configuration is not reloaded, and stays as it was";
+        let before = (self.events(good).len(), self.events(bad).len());
+        write_config(self.dir.path(), config);
+        self.signal(Signal::SIGHUP);
+        eventually("the configuration is read", || {
+            let (good, bad) = (self.events(good), self.events(bad));
+            let refused = &self.status()["daemon"]["configuration"]["problems"];
+            let told = bad.len() - before.1;
+            (good.len() > before.0 || (told > 0 && told == refused.as_array().unwrap().len())).then_some(())
+        });
+        let problems = self.events(bad).into_iter().skip(before.1);
+        problems.map(|event| event["problem"].as_str().unwrap().to_owned()).collect()
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -1,0 +1,89 @@
+//! Another configuration while the daemon runs: all of it is checked and bound first, and then the difference is applied. A
+//! failure changes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use tracing::{error, info, warn};
+
+use super::{Daemon, StartError, warn_of};
+use crate::files;
+use crate::ids::Name;
+use crate::listener::Bound;
+use crate::settings::plan::Plan;
+use crate::settings::{self, Problem, Settings, Surroundings};
+use crate::snapshot::Stamp;
+use crate::telemetry::Telemetry;
+
+impl Daemon {
+    /// Reads the configuration anew, applies what is different, and tries at once every bastion that waits for its next
+    /// attempt: whoever asks for this may have mended something that no file shows.
+    pub(super) async fn reload(&mut self, surroundings: &Surroundings, telemetry: &Telemetry) {
+        let at = Stamp(SystemTime::now());
+        match self.prepare(surroundings).await {
+            Ok((settings, bound)) => {
+                settings.notes.iter().for_each(warn_of);
+                self.apply(settings.plan, bound, telemetry);
+                self.metrics.configuration_loaded(at);
+                self.board.set_configuration(at, Vec::new());
+                info!("the configuration has been reloaded");
+            }
+            Err(problems) => {
+                for problem in &problems {
+                    error!(problem, "the configuration is not reloaded, and stays as it was");
+                }
+                self.metrics.configuration_refused();
+                self.board.set_configuration(at, problems);
+            }
+        }
+        self.supervisor.dial_now();
+    }
+
+    /// Everything that can fail.
+    async fn prepare(
+        &self,
+        surroundings: &Surroundings,
+    ) -> Result<(Settings, BTreeMap<Name, Bound>), Vec<String>> {
+        let state_dir_in_use = Some(self.plan.daemon.state_dir.clone());
+        let surroundings = Surroundings { state_dir_in_use, ..surroundings.clone() };
+        let read = files::read_aside(move || settings::load(&surroundings)).await;
+        let read = read.map_err(|text| vec![format!("the configuration files: {text}")])?;
+        let say = |problems: Vec<Problem>| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let settings = read.map_err(say)?;
+        let bound = self.bind_new(&settings.plan).map_err(|error| vec![error.to_string()])?;
+        Ok((settings, bound))
+    }
+
+    fn apply(&mut self, mut plan: Plan, bound: BTreeMap<Name, Bound>, telemetry: &Telemetry) {
+        for (key, differs) in [
+            ("http.listen", plan.http.listen != self.plan.http.listen),
+            ("daemon.threads", plan.daemon.threads != self.plan.daemon.threads),
+        ] {
+            if differs {
+                warn!(key, "needs a restart to change: the daemon goes on as it is");
+            }
+        }
+        plan.http.listen = self.plan.http.listen;
+        plan.daemon.threads = self.plan.daemon.threads;
+        telemetry.change(&plan.log);
+        self.allow_remote_status.store(plan.http.allow_remote_status, Ordering::Relaxed);
+        self.memory.set_limit(plan.daemon.buffer_memory);
+        self.supervisor.apply(&plan, bound);
+        self.plan = plan;
+    }
+
+    /// Binds what is listened on from now on.
+    fn bind_new(&self, plan: &Plan) -> Result<BTreeMap<Name, Bound>, StartError> {
+        let mut bound = BTreeMap::new();
+        for database in &plan.databases {
+            if self.plan.databases.iter().any(|old| old.name == database.name) {
+                continue;
+            }
+            let listeners = Bound::bind(&database.forward.listen)
+                .map_err(|error| StartError::Bind(format!("databases.{}.listen", database.name), error))?;
+            bound.insert(database.name.clone(), listeners);
+        }
+        Ok(bound)
+    }
+}

@@ -1,0 +1,198 @@
+//! Another configuration while the daemon runs.
+
+use std::net::{TcpListener, TcpStream};
+
+use tokio_postgres::Client;
+
+use crate::support::bastion::{make_key, public_line};
+use crate::support::client::{Job, connect, job};
+use crate::support::{Bastion, Daemon, Postgres, Relay, eventually, free_port, runtime};
+
+const SHORT_DRAIN: &str =
+    "[http]\nlisten = \"127.0.0.1:0\"\n[daemon]\ndrain_timeout = \"1s\"\nstate_dir = \"state\"\n";
+
+async fn answers(client: &Client) -> bool {
+    client.simple_query("SELECT 1").await.is_ok()
+}
+
+fn sessions(daemon: &Daemon, bastion: &str) -> Vec<(u64, String)> {
+    let sessions = daemon.bastion(bastion)["sessions"].clone();
+    let session = |session: &serde_json::Value| {
+        (session["id"].as_u64().unwrap(), session["state"].as_str().unwrap().to_owned())
+    };
+    sessions.as_array().unwrap().iter().map(session).collect()
+}
+
+fn has_series_of(daemon: &Daemon, label: &str) -> bool {
+    daemon.metrics().keys().any(|series| series.contains(label))
+}
+
+#[test]
+fn only_what_changed_is_touched() {
+    let bastion = Bastion::start();
+    let section = format!("{SHORT_DRAIN}{}", bastion.section("prod", bastion.port));
+    let database = |name: &str| Postgres::shared().section(name, "prod");
+    let all = format!("{section}{}{}{}", database("same"), database("changed"), database("removed"));
+    let daemon = Daemon::start(&all);
+    daemon.wait_up("prod");
+    let runtime = runtime();
+    let open = |name: &str| runtime.block_on(connect(daemon.address(name))).unwrap();
+    let (same, changed, removed) = (open("same"), open("changed"), open("removed"));
+    let (addresses, session) =
+        ((daemon.address("same"), daemon.address("changed")), sessions(&daemon, "prod")[0].0);
+    let loaded = daemon.metric("config_last_reload_success_timestamp_seconds");
+    let removed_at = daemon.address("removed");
+
+    // A broken file changes nothing.
+    let problems = daemon.reload(&format!("{all}frobnicate = 1\n"));
+    assert!(
+        problems.len() == 1 && problems[0].contains("databases.removed.frobnicate: unknown key"),
+        "{problems:?}"
+    );
+    assert_eq!(daemon.metric("config_last_reload_successful"), 0.0);
+    assert_eq!(daemon.metric("config_last_reload_success_timestamp_seconds"), loaded);
+
+    // Nor does a port that is in use, whatever else is new.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let in_the_way = database("added").replace("127.0.0.1:0\"", &format!("127.0.0.1:{port}\""));
+    let new = format!("{section}{}{}hold = {{ timeout = \"0s\" }}\n", database("same"), database("changed"));
+    let problems = daemon.reload(&format!("{new}{in_the_way}"));
+    assert!(
+        problems.len() == 1
+            && problems[0].contains(&format!("databases.added.listen: 127.0.0.1:{port} is in use"))
+    );
+    assert!(daemon.status()["databases"].as_array().unwrap().len() == 3);
+    drop(taken);
+    for client in [&same, &changed, &removed] {
+        assert!(runtime.block_on(answers(client)));
+    }
+
+    assert!(daemon.reload(&format!("{new}{in_the_way}")).is_empty());
+    assert_eq!(daemon.metric("config_last_reload_successful"), 1.0);
+    assert!(daemon.metric("config_last_reload_success_timestamp_seconds") > loaded);
+    assert_eq!(runtime.block_on(job(daemon.address("added"))), Job::Done);
+    assert_eq!((daemon.address("same"), daemon.address("changed")), addresses);
+    assert!(TcpStream::connect(removed_at).is_err(), "it accepts no more");
+    for client in [&same, &changed] {
+        assert!(runtime.block_on(answers(client)));
+    }
+    assert_eq!(sessions(&daemon, "prod")[0].0, session, "its session was not touched");
+
+    // The removed one's client may finish for a second, and is then cut; its series go with it.
+    eventually("it has gone", || (daemon.status()["databases"].as_array().unwrap().len() == 3).then_some(()));
+    assert!(!runtime.block_on(answers(&removed)));
+    assert!(!has_series_of(&daemon, "database=\"removed\"") && has_series_of(&daemon, "database=\"added\""));
+    assert_eq!(daemon.wait_event("client cut")["reason"], "drained");
+}
+
+#[test]
+fn a_bastion_changes_in_place_or_gets_new_sessions() {
+    let bastion = Bastion::start();
+    let other = make_key(bastion.path("x").parent().unwrap(), "other", &["-t", "ed25519", "-N", ""]);
+    let first = public_line(&bastion.path("identity"));
+    bastion.authorize(&format!("{first}\n{}", public_line(&other)));
+    let (section, database) =
+        (bastion.section("prod", bastion.port), Postgres::shared().section("analytics", "prod"));
+    let daemon = Daemon::start(&format!("{section}{database}"));
+    daemon.wait_up("prod");
+    let runtime = runtime();
+    let address = daemon.address("analytics");
+    let client = runtime.block_on(connect(address)).unwrap();
+    let before = sessions(&daemon, "prod");
+
+    assert!(daemon.reload(&format!("{section}keepalive_interval = \"1s\"\n{database}")).is_empty());
+    eventually("it is pinged every second", || {
+        let count = daemon.metric("keepalive_rtt_seconds_count{bastion=\"prod\"}");
+        (count > 3.0).then_some(())
+    });
+    assert_eq!(sessions(&daemon, "prod")[0], before[0]);
+
+    let rotated = section.replace("/identity\"", "/other\"");
+    assert!(daemon.reload(&format!("{rotated}{database}")).is_empty());
+    eventually("a new session is there, and the old one has its client", || {
+        let now = sessions(&daemon, "prod");
+        let old = now.iter().find(|(id, _)| *id == before[0].0)?;
+        let new = now.iter().any(|(id, state)| *id > before.last().unwrap().0 && state == "established");
+        (old.1 == "retiring" && new).then_some(())
+    });
+    assert_eq!(runtime.block_on(job(address)), Job::Done);
+    assert!(runtime.block_on(answers(&client)));
+    assert_eq!(daemon.metric("tunnel_up{bastion=\"prod\"}"), 1.0);
+    assert!(daemon.events("tunnel down: clients are held").is_empty());
+    drop(client);
+    eventually("the old session ends with its last client", || {
+        sessions(&daemon, "prod").iter().all(|(id, _)| *id != before[0].0).then_some(())
+    });
+}
+
+#[test]
+fn a_held_client_is_carried_by_the_way_that_a_reload_opens() {
+    let (good, gone) = (Bastion::start(), free_port());
+    let database = Postgres::shared().section("analytics", "prod");
+    let daemon = Daemon::start(&format!("{}{database}", good.section("prod", gone)));
+    let runtime = runtime();
+    let held = runtime.spawn(job(daemon.address("analytics")));
+    eventually("it is held", || (daemon.database("analytics")["clients_held"] == 1).then_some(()));
+    // One more bastion, and the database moves behind it.
+    let moved = Postgres::shared().section("analytics", "spare");
+    let both = format!("{}{}{moved}", good.section("prod", gone), good.section("spare", good.port));
+    assert!(daemon.reload(&both).is_empty());
+    assert_eq!(runtime.block_on(held).unwrap(), Job::Done);
+    assert!(daemon.reload(&format!("{}{moved}", good.section("spare", good.port))).is_empty());
+    eventually("the first is forgotten", || (!has_series_of(&daemon, "bastion=\"prod\"")).then_some(()));
+    assert_eq!(daemon.status()["bastions"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_bastion_that_others_go_through_changes_too() {
+    let (edge, prod) = (Bastion::start(), Bastion::start());
+    let relay = Relay::before(edge.port);
+    let rest = format!(
+        "{}jump = \"edge\"\n{}",
+        prod.section("prod", prod.port),
+        Postgres::shared().section("analytics", "prod")
+    );
+    let daemon = Daemon::start(&format!("{}{rest}", edge.section("edge", edge.port)));
+    daemon.wait_up("prod");
+    daemon.wait_up("edge");
+    let runtime = runtime();
+    let client = runtime.block_on(connect(daemon.address("analytics"))).unwrap();
+    assert_eq!(relay.accepted(), 0);
+    assert!(daemon.reload(&format!("{}{rest}", edge.section("edge", relay.port))).is_empty());
+    eventually("sessions go the new way", || (relay.accepted() > 0).then_some(()));
+    daemon.wait_up("prod");
+    assert!(runtime.block_on(answers(&client)));
+    assert_eq!(runtime.block_on(job(daemon.address("analytics"))), Job::Done);
+    // A database directly behind it makes it a tunnel of its own.
+    let direct = Postgres::shared().section("direct", "edge");
+    assert!(daemon.reload(&format!("{}{rest}{direct}", edge.section("edge", relay.port))).is_empty());
+    assert_eq!(runtime.block_on(job(daemon.address("direct"))), Job::Done);
+    daemon.wait_up("edge");
+    assert!(daemon.reload(&format!("{}{rest}", edge.section("edge", relay.port))).is_empty());
+    eventually("it is only gone through again", || {
+        (daemon.status()["databases"].as_array().unwrap().len() == 1).then_some(())
+    });
+    daemon.wait_up("edge");
+    assert!(runtime.block_on(answers(&client)));
+}
+
+#[test]
+fn what_needs_a_restart_is_said() {
+    let (bastion, database) = (Bastion::start(), Postgres::shared().section("analytics", "prod"));
+    let rest = format!("{}{database}", bastion.section("prod", bastion.port));
+    let daemon = Daemon::start(&format!("{SHORT_DRAIN}{rest}"));
+    let url = daemon.url();
+    let other = "[http]\nlisten = \"127.0.0.1:1\"\n[daemon]\nstate_dir = \"elsewhere\"\nthreads = 7\n[log]\nlevel = \"warn\"\n";
+    assert!(daemon.reload(&format!("{other}{rest}")).is_empty());
+    for (message, keys) in
+        [("needs a restart to change: the daemon goes on as it is", &["http.listen", "daemon.threads"][..])]
+    {
+        let said: Vec<String> =
+            daemon.events(message).iter().map(|event| event["key"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(said, keys);
+    }
+    assert!(daemon.printed().contains("daemon.state_dir"));
+    assert_eq!(daemon.url(), url);
+    daemon.wait_up("prod");
+}
