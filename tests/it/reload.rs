@@ -185,14 +185,32 @@ fn what_needs_a_restart_is_said() {
     let url = daemon.url();
     let other = "[http]\nlisten = \"127.0.0.1:1\"\n[daemon]\nstate_dir = \"elsewhere\"\nthreads = 7\n[log]\nlevel = \"warn\"\n";
     assert!(daemon.reload(&format!("{other}{rest}")).is_empty());
-    for (message, keys) in
-        [("needs a restart to change: the daemon goes on as it is", &["http.listen", "daemon.threads"][..])]
-    {
-        let said: Vec<String> =
-            daemon.events(message).iter().map(|event| event["key"].as_str().unwrap().to_owned()).collect();
-        assert_eq!(said, keys);
-    }
+    let said = daemon.events("needs a restart to change: the daemon goes on as it is");
+    let keys: Vec<&str> = said.iter().map(|event| event["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["http.listen", "daemon.threads"]);
     assert!(daemon.printed().contains("daemon.state_dir"));
     assert_eq!(daemon.url(), url);
     daemon.wait_up("prod");
+}
+
+#[test]
+fn the_log_changes_in_place() {
+    let (bastion, database) = (Bastion::start(), Postgres::shared().section("analytics", "prod"));
+    let rest = format!("{}{database}", bastion.section("prod", bastion.port));
+    let daemon = Daemon::with(&rest, |command| {
+        command.env_remove("RUST_LOG");
+    });
+    daemon.wait_up("prod");
+    assert!(daemon.events("session state").is_empty());
+    assert!(daemon.reload(&format!("{rest}[log]\nlevel = \"debug\"\n")).is_empty());
+    bastion.kill_sessions();
+    daemon.wait_event("session state");
+    daemon.begin_reload(&format!("{rest}[log]\nformat = \"text\"\n"));
+    eventually("lines are for people", || {
+        daemon
+            .printed()
+            .lines()
+            .any(|line| line.contains("INFO the configuration has been reloaded"))
+            .then_some(())
+    });
 }

@@ -158,13 +158,18 @@ impl Daemon {
         format!("{}\n{}", lines.join("\n"), self.other.lock().unwrap())
     }
 
-    /// Writes another configuration and has it loaded; returns what is wrong with it.
+    /// Writes another configuration and has it loaded.
+    pub fn begin_reload(&self, config: &str) {
+        write_config(self.dir.path(), config);
+        self.signal(Signal::SIGHUP);
+    }
+
+    /// Does so and waits for it; returns what is wrong with it.
     pub fn reload(&self, config: &str) -> Vec<String> {
         let good = "the configuration has been reloaded";
         let bad = "the configuration is not reloaded, and stays as it was";
         let before = (self.events(good).len(), self.events(bad).len());
-        write_config(self.dir.path(), config);
-        self.signal(Signal::SIGHUP);
+        self.begin_reload(config);
         eventually("the configuration is read", || {
             let (good, bad) = (self.events(good), self.events(bad));
             let refused = &self.status()["daemon"]["configuration"]["problems"];
