@@ -190,8 +190,8 @@ fn database(unit: &DatabaseUnit, up: bool, now: Instant) -> Database {
     Database {
         name: plan.name.to_string(),
         kind: plan.kind.as_str().to_owned(),
-        host: plan.target.host.to_string(),
-        port: plan.target.port,
+        host: plan.target.host().to_owned(),
+        port: plan.target.port().unwrap_or(0),
         bastions: plan.bastions.iter().map(ToString::to_string).collect(),
         listen: forward.listening.iter().map(ToString::to_string).collect(),
         up,

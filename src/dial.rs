@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::failure::Failure;
-use crate::ids::HostPort;
+use crate::ids::Target;
 use crate::settings::plan::DatabasePlan;
 use crate::state::TunnelState;
 pub use ways::{Avoid, Ways};
@@ -66,7 +66,7 @@ pub trait Seat: Send + Sync + 'static {
     /// `channel` failures. The future may be dropped: a channel that opens too late is closed.
     fn open(
         &self,
-        target: &HostPort,
+        target: &Target,
     ) -> impl Future<Output = Result<(Self::Inbound, Self::Outbound), Failure>> + Send;
 
     /// Whether the session takes anything from the bastion at the moment; if not, silence says nothing about it.

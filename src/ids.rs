@@ -1,4 +1,4 @@
-//! The names of things: bastions, databases, and the `host:port` a bastion connects to.
+//! The names of things: bastions, databases, and what a bastion connects to.
 //!
 //! A value of these types has been checked once and cannot be wrong afterwards. Nothing here looks a name up.
 
@@ -89,6 +89,68 @@ impl fmt::Display for HostPort {
     }
 }
 
+/// What a bastion connects to for a database.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// A host and port.
+    Tcp(HostPort),
+    /// The path of a Unix socket on the bastion.
+    Unix(Arc<str>),
+}
+
+impl Target {
+    /// The host, or the path.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        match self {
+            Self::Tcp(at) => &at.host,
+            Self::Unix(path) => path,
+        }
+    }
+
+    /// The port, where there is one.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp(at) => Some(at.port),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(at) => at.fmt(f),
+            Self::Unix(path) => f.write_str(path),
+        }
+    }
+}
+
+/// The longest path of a Unix socket, in bytes: Linux has 108, and the path ends with a zero (unix(7)).
+pub const MAX_SOCKET_PATH: usize = 107;
+
+/// Checks the path of a Unix socket: absolute, of a file and not too long.
+///
+/// # Errors
+/// Says in one sentence what is wrong with it.
+pub fn check_socket_path(path: &str) -> Result<(), String> {
+    let shown = path.escape_debug();
+    if path.len() > MAX_SOCKET_PATH {
+        let len = path.len();
+        return Err(format!(
+            "\"{shown}\" is {len} bytes long: the path of a socket has at most {MAX_SOCKET_PATH}, so choose a shorter one"
+        ));
+    }
+    if !path.starts_with('/') || path.contains(char::is_control) {
+        return Err(format!("\"{shown}\" is not the path of a socket: write it from / on"));
+    }
+    if path.ends_with('/') {
+        return Err(format!("\"{shown}\" is a directory: name the socket in it, \"{shown}.s.PGSQL.5432\""));
+    }
+    Ok(())
+}
+
 /// Checks a host: a DNS name or an IP address, without a port, a user or a scheme.
 ///
 /// # Errors
@@ -165,5 +227,28 @@ mod tests {
     fn ipv6_is_shown_in_brackets() {
         assert_eq!(HostPort::new("::1", 22).to_string(), "[::1]:22");
         assert_eq!(HostPort::new("db.internal", 5432).to_string(), "db.internal:5432");
+    }
+    #[test]
+    fn paths_of_sockets() {
+        let longest = format!("/{}", "x".repeat(MAX_SOCKET_PATH - 1));
+        for good in ["/run/postgresql/.s.PGSQL.5432", "/a", "/a b", longest.as_str()] {
+            assert_eq!(check_socket_path(good), Ok(()), "{good}");
+        }
+        let too_long = format!("{longest}x");
+        for (bad, expected) in [
+            (too_long.as_str(), "is 108 bytes long: the path of a socket has at most 107"),
+            ("run/x", "\"run/x\" is not the path of a socket: write it from / on"),
+            ("/a\nb", "\"/a\\nb\" is not the path of a socket"),
+            ("/run/postgresql/", "name the socket in it, \"/run/postgresql/.s.PGSQL.5432\""),
+        ] {
+            let text = check_socket_path(bad).unwrap_err();
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn targets_are_shown_as_they_were_written() {
+        assert_eq!(Target::Tcp(HostPort::new("::1", 22)).to_string(), "[::1]:22");
+        assert_eq!(Target::Unix("/run/x".into()).to_string(), "/run/x");
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::ids::HostPort;
 use crate::state::Incident;
 
 /// A wall-clock time, RFC 3339 in UTC with milliseconds.
@@ -182,7 +183,9 @@ pub struct Session {
 pub struct Database {
     pub name: String,
     pub kind: String,
+    /// A name, an address, or the path of a Unix socket on the bastion.
     pub host: String,
+    /// 0 where there is none.
     pub port: u16,
     /// In order of preference.
     pub bastions: Vec<String>,
@@ -196,6 +199,14 @@ pub struct Database {
     pub last_failure: Option<Trouble>,
     pub probe: Probe,
     pub clients: Vec<Client>,
+}
+
+impl Database {
+    /// What its bastion connects to, for people.
+    #[must_use]
+    pub fn target(&self) -> String {
+        if self.port == 0 { self.host.clone() } else { HostPort::new(&self.host, self.port).to_string() }
+    }
 }
 
 /// What is known of a database's health.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dial::{self, Dial};
 use crate::failure::Failure;
-use crate::ids::HostPort;
+use crate::ids::Target;
 use crate::lanes::Lanes;
 use crate::metrics::BastionMetrics;
 use crate::session::Hop;
@@ -191,7 +191,7 @@ impl dial::Seat for Seat {
         self.connection.lane()
     }
 
-    async fn open(&self, target: &HostPort) -> Result<(Inbound, Outbound), Failure> {
+    async fn open(&self, target: &Target) -> Result<(Inbound, Outbound), Failure> {
         self.connection.open(target, self.open_timeout).await
     }
 

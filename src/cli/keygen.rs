@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use super::{Stop, runtime};
 use crate::credentials;
 use crate::failure::{Cause, plain};
+use crate::ids::Target;
 use crate::settings::Settings;
 use crate::settings::plan::{BastionPlan, IdentityPlan};
 use crate::ssh::{self, Existing, KeyFile};
@@ -99,10 +100,13 @@ fn explain(
 
 /// What the account may do, for `sshd_config`.
 fn sshd_lines(user: &str, targets: &[String]) -> Vec<String> {
+    let sockets = targets.iter().any(|target| target.starts_with("[/"));
     let permitted = if targets.is_empty() { "none".to_owned() } else { targets.join(" ") };
     vec![
         format!("Match User {user}"),
+        // Without it sshd allows no Unix socket either.
         "    AllowTcpForwarding local".to_owned(),
+        format!("    AllowStreamLocalForwarding {}", if sockets { "local" } else { "no" }),
         format!("    PermitOpen {permitted}"),
         "    AllowAgentForwarding no".to_owned(),
         "    X11Forwarding no".to_owned(),
@@ -112,10 +116,19 @@ fn sshd_lines(user: &str, targets: &[String]) -> Vec<String> {
     ]
 }
 
+/// A target as sshd's `permitopen` and `PermitOpen` name it. They are documented for TCP only; a Unix socket is held
+/// against them as a host of that name at any port (OpenSSH, channels.c, `channel_connect_to_path`).
+fn permitted(target: &Target) -> String {
+    match target {
+        Target::Tcp(at) => at.to_string(),
+        Target::Unix(path) => format!("[{path}]:*"),
+    }
+}
+
 /// The databases behind a bastion and the bastions that are reached through it, each once.
 fn targets(settings: &Settings, bastion: &BastionPlan) -> Vec<String> {
     let behind = settings.plan.databases.iter().filter(|database| database.bastions.contains(&bastion.name));
-    let mut targets: Vec<String> = behind.map(|database| database.target.to_string()).collect();
+    let mut targets: Vec<String> = behind.map(|database| permitted(&database.target)).collect();
     let through = settings.plan.bastions.iter().filter(|other| other.jump.as_ref() == Some(&bastion.name));
     targets.extend(through.map(|other| other.at.to_string()));
     targets.sort();

@@ -122,7 +122,7 @@ impl Seat for FakeSeat {
         &self.lane
     }
 
-    async fn open(&self, _: &HostPort) -> Result<(FakeInbound, FakeOutbound), Failure> {
+    async fn open(&self, _: &Target) -> Result<(FakeInbound, FakeOutbound), Failure> {
         let answer = self.answers.lock().unwrap().pop_front();
         match answer {
             Some(answer) => answer,

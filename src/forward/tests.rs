@@ -7,7 +7,7 @@ use super::*;
 use crate::dial::fake::{FakeDial, FarEnd, Sent};
 use crate::dial::{Arrival, Ways};
 use crate::failure::Failure;
-use crate::ids::{HostPort, Name};
+use crate::ids::{HostPort, Name, Target};
 use crate::metrics::Metrics;
 use crate::pgwire::SSL_REQUEST;
 use crate::settings::plan::{ForwardPlan, Kind, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan};
@@ -23,7 +23,7 @@ fn plan(bastions: &[&str], forward: ForwardPlan) -> Arc<DatabasePlan> {
         name: name("analytics"),
         bastions: bastions.iter().map(|bastion| name(bastion)).collect(),
         kind: Kind::Postgres,
-        target: HostPort::new("db", 5432),
+        target: Target::Tcp(HostPort::new("db", 5432)),
         forward,
         probe: ProbePlan {
             level: ProbeLevel::Off,

@@ -85,7 +85,7 @@ fn database_row(snapshot: &Snapshot, database: &Database) -> Markup {
     };
     html! {
         tr {
-            td { (database.name) div.hint { (database.host) ":" (database.port) } }
+            td { (database.name) div.hint { (database.target()) } }
             td { @for address in &database.listen { div { (address) } } }
             td {
                 @if database.up { span.up { "up" } } @else { span.down { "down" } }

@@ -1,7 +1,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::*;
-use crate::ids::HostPort;
+use crate::ids::{HostPort, Target};
 use crate::settings::plan::TlsMode;
 
 fn plan(mode: TlsMode) -> TlsPlan {
@@ -22,7 +22,7 @@ async fn login(mode: TlsMode, answers: &'static [&'static [u8]]) -> Result<(), F
             far.write_all(answer).await.unwrap();
         }
     });
-    let database = HostPort::new("db.internal", 5432);
+    let database = Target::Tcp(HostPort::new("db.internal", 5432));
     let wire = negotiate(near, &database, &plan(mode), LIMIT).await?;
     let login = LoginPlan { user: "me".to_owned(), password: None, database: None };
     let password = Secret::new("hunter2".to_owned());
@@ -87,7 +87,7 @@ async fn answers_become_causes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_database_is_not_waited_for() {
-    let database = HostPort::new("db", 5432);
+    let database = Target::Tcp(HostPort::new("db", 5432));
     let (near, _far) = duplex(1 << 16);
     let failure = negotiate(near, &database, &plan(TlsMode::Require), LIMIT).await.err().unwrap();
     assert_eq!(failure.cause, Cause::DbTlsTimeout);
@@ -114,7 +114,8 @@ async fn a_wrong_ca_file_is_named() {
     {
         let plan = TlsPlan { mode: TlsMode::VerifyFull, ca: Some(ca.into()), allow_unverified: false };
         let (near, _far) = duplex(1 << 16);
-        let failure = negotiate(near, &HostPort::new("db", 5432), &plan, LIMIT).await.err().unwrap();
+        let failure =
+            negotiate(near, &Target::Tcp(HostPort::new("db", 5432)), &plan, LIMIT).await.err().unwrap();
         assert!(failure.detail().contains(ca) && failure.detail().contains(expected), "{failure}");
     }
 }

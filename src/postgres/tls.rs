@@ -14,7 +14,7 @@ use tokio_rustls::rustls::{AlertDescription, CertificateError, ClientConfig, Err
 use super::certificates::client_config;
 use super::{answered, login_answer};
 use crate::failure::{Cause, Failure, plain};
-use crate::ids::HostPort;
+use crate::ids::Target;
 use crate::pgwire::SSL_REQUEST;
 use crate::settings::plan::{TlsMode, TlsPlan};
 
@@ -43,7 +43,7 @@ pub enum Wire<S: Stream> {
 /// `db_tls` failures, and `db_login` `not_postgres` where the answer is none of PostgreSQL's.
 pub async fn negotiate<S: Stream>(
     stream: S,
-    database: &HostPort,
+    database: &Target,
     plan: &TlsPlan,
     limit: Duration,
 ) -> Result<Wire<S>, Failure> {
@@ -59,7 +59,7 @@ pub async fn negotiate<S: Stream>(
 
 async fn ask_and_shake<S: Stream>(
     mut stream: S,
-    database: &HostPort,
+    database: &Target,
     plan: &TlsPlan,
     config: ClientConfig,
 ) -> Result<Wire<S>, Failure> {
@@ -84,12 +84,17 @@ async fn ask_and_shake<S: Stream>(
         }
     }
     let mut connector = MakeRustlsConnect::new(config);
-    let Ok(connect) = MakeTlsConnect::<S>::make_tls_connect(&mut connector, &database.host);
+    let name = match database {
+        Target::Tcp(at) => &at.host,
+        // Nothing is verified there, and a name has to be given.
+        Target::Unix(_) => "localhost",
+    };
+    let Ok(connect) = MakeTlsConnect::<S>::make_tls_connect(&mut connector, name);
     connect.connect(stream).await.map(Wire::Tls).map_err(|error| handshake_failure(database, plan, &error))
 }
 
 /// What a server says that answers a request for TLS with an error.
-async fn refusal<S: Stream>(stream: S, database: &HostPort) -> Failure {
+async fn refusal<S: Stream>(stream: S, database: &Target) -> Failure {
     let mut body = Vec::new();
     // What has come until the end is all there is.
     let _ = stream.take(MAX_ERROR as u64).read_to_end(&mut body).await;
@@ -118,7 +123,7 @@ pub(super) fn of_rustls(error: &io::Error) -> Option<&Error> {
     error.get_ref().and_then(|inner| inner.downcast_ref::<Error>())
 }
 
-fn handshake_failure(database: &HostPort, plan: &TlsPlan, error: &io::Error) -> Failure {
+fn handshake_failure(database: &Target, plan: &TlsPlan, error: &io::Error) -> Failure {
     let text = format!("the TLS handshake with {database} failed: {error}");
     let Some(Error::InvalidCertificate(invalid)) = of_rustls(error) else {
         return match of_rustls(error) {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::dial::Arrival;
 use crate::dial::fake::{FakeDial, FarEnd};
-use crate::ids::{HostPort, Name};
+use crate::ids::{HostPort, Name, Target};
 use crate::metrics::Metrics;
 use crate::settings::plan::{ForwardPlan, Kind, LoginPlan, ProbePlan, TlsPlan};
 
@@ -43,7 +43,7 @@ fn case(up: bool, change: impl FnOnce(&mut ProbePlan)) -> Case {
         name: name("analytics"),
         bastions: vec![name("prod")],
         kind: Kind::Postgres,
-        target: HostPort::new("db", 5432),
+        target: Target::Tcp(HostPort::new("db", 5432)),
         forward,
         probe,
     });

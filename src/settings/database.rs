@@ -8,14 +8,17 @@ use super::plan::{
     DatabasePlan, ForwardPlan, Kind, LoginPlan, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan,
 };
 use super::reader::{Report, Section};
-use super::values::{BastionName, Host, ListenAddress, Port, Whole};
-use crate::ids::{HostPort, Name};
+use super::values::{BastionName, HostOrSocket, ListenAddress, Port, Whole};
+use crate::ids::{HostPort, Name, Target};
 use crate::secret::SecretSource;
 
 /// A probe that follows the last one sooner is load, not news.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 const RDS_BUNDLE: &str = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem";
+
+/// The name of PostgreSQL's Unix socket is this and its port (libpq, "Connection Strings", `host`).
+const SOCKET_NAME: &str = ".s.PGSQL.";
 
 /// Parts of the names of services that speak PostgreSQL's protocol but bill or wake by the query: a default made for
 /// PostgreSQL would cost their users money, so they are refused rather than guessed at.
@@ -33,19 +36,19 @@ pub(super) fn read(
     report: &mut Report,
 ) -> Option<Arc<DatabasePlan>> {
     let ways = read_bastions(&mut section, bastions, report);
-    let host: Option<Host> = section.require("host", report);
+    let host: Option<HostOrSocket> = section.require("host", report);
     let kind = read_kind(&mut section, host.as_ref(), report);
-    let port: Port = section.get_or("port", Whole(5432), report);
+    let target = read_target(host.as_ref(), &mut section, report);
     let forward = read_forward(&mut section, report);
     let login = read_login(&mut section, report);
-    let tls = read_tls(kind, &mut section, report);
+    let tls = read_tls(kind, target.as_ref(), &mut section, report);
     let probe = read_probe(kind, host.as_ref(), login, tls, &mut section, report);
     section.finish(report);
     Some(Arc::new(DatabasePlan {
         name,
         bastions: ways?,
         kind: kind?,
-        target: HostPort::new(&host?.0, port.port()),
+        target: target?,
         forward: forward?,
         probe,
     }))
@@ -73,8 +76,10 @@ pub(super) fn no_such_bastion(name: &Name, known: &[Name]) -> String {
 }
 
 /// None where neither of the two keys says it.
-fn read_kind(section: &mut Section, host: Option<&Host>, report: &mut Report) -> Option<Kind> {
-    let Some(Host(host)) = host.filter(|_| !section.has("kind")) else { return section.get("kind", report) };
+fn read_kind(section: &mut Section, host: Option<&HostOrSocket>, report: &mut Report) -> Option<Kind> {
+    let Some(HostOrSocket(host)) = host.filter(|_| !section.has("kind")) else {
+        return section.get("kind", report);
+    };
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let is_rds = host.ends_with(".rds.amazonaws.com") || host.ends_with(".rds.amazonaws.com.cn");
     let inferred = if is_rds { Kind::Rds } else { Kind::Postgres };
@@ -87,6 +92,29 @@ fn read_kind(section: &mut Section, host: Option<&Host>, report: &mut Report) ->
         report.problem(section, "host", text);
     }
     Some(section.get_or("kind", inferred, report))
+}
+
+fn read_target(host: Option<&HostOrSocket>, section: &mut Section, report: &mut Report) -> Option<Target> {
+    let Some(HostOrSocket(path)) = host.filter(|host| host.is_socket()) else {
+        let port: Port = section.get_or("port", Whole(5432), report);
+        return host.map(|HostOrSocket(name)| Target::Tcp(HostPort::new(name, port.port())));
+    };
+    let name = path.rsplit('/').next().unwrap_or_default();
+    if let Some(port) = section.get::<Port>("port", report) {
+        // libpq takes a directory and a port; the file's name is the same everywhere.
+        let advice = if name.starts_with(SOCKET_NAME) {
+            "leave it out".to_owned()
+        } else {
+            format!("write host = \"{path}/{SOCKET_NAME}{}\" alone", port.port())
+        };
+        report.problem(section, "port", format!("is of no use with a Unix socket as `host`: {advice}"));
+    } else if !name.starts_with(SOCKET_NAME) {
+        let text = format!(
+            "\"{path}\" is taken for the socket itself: PostgreSQL's is named {SOCKET_NAME}5432 in its directory"
+        );
+        report.note(section, "host", text);
+    }
+    Some(Target::Unix(path.as_str().into()))
 }
 
 fn read_forward(section: &mut Section, report: &mut Report) -> Option<ForwardPlan> {
@@ -138,9 +166,16 @@ fn read_login(section: &mut Section, report: &mut Report) -> Option<LoginPlan> {
     Some(LoginPlan { user: user?, password, database })
 }
 
-fn read_tls(kind: Option<Kind>, section: &mut Section, report: &mut Report) -> TlsPlan {
+fn read_tls(
+    kind: Option<Kind>,
+    target: Option<&Target>,
+    section: &mut Section,
+    report: &mut Report,
+) -> TlsPlan {
     let mut tls = section.section("tls", "tls = { mode = \"verify-full\" }", report);
+    let is_socket = matches!(target, Some(Target::Unix(_)));
     let default = match kind {
+        _ if is_socket => TlsMode::Disable,
         Some(Kind::Rds) if tls.has("ca") => TlsMode::VerifyFull,
         Some(Kind::Rds) => TlsMode::Require,
         Some(Kind::Postgres) | None => TlsMode::Prefer,
@@ -149,10 +184,15 @@ fn read_tls(kind: Option<Kind>, section: &mut Section, report: &mut Report) -> T
     let ca = tls.get("ca", report);
     let allow_unverified = tls.get_or("allow_unverified", false, report);
     let mode_is_known = kind.is_some() || tls.has("mode");
-    if ca.is_some() && !mode.verifies() && mode_is_known {
+    if is_socket && (ca.is_some() || mode.verifies()) {
+        let key = if mode.verifies() { "mode" } else { "ca" };
+        let text = "there is nothing to verify: PostgreSQL speaks no TLS over a Unix socket, which is as safe as the \
+                    bastion itself; leave tls out";
+        report.problem(&tls, key, text);
+    } else if ca.is_some() && !mode.verifies() && mode_is_known {
         report.problem(&tls, "ca", "is of no use with this tls.mode: write mode = \"verify-full\"");
     }
-    if kind == Some(Kind::Rds) && !tls.has("mode") && !tls.has("ca") {
+    if kind == Some(Kind::Rds) && !is_socket && !tls.has("mode") && !tls.has("ca") {
         let text = format!("the probe does not verify this database: fetch {RDS_BUNDLE} and name it here");
         report.note(&tls, "ca", text);
     }
@@ -162,7 +202,7 @@ fn read_tls(kind: Option<Kind>, section: &mut Section, report: &mut Report) -> T
 
 fn read_probe(
     kind: Option<Kind>,
-    host: Option<&Host>,
+    host: Option<&HostOrSocket>,
     login: Option<LoginPlan>,
     tls: TlsPlan,
     section: &mut Section,
@@ -175,7 +215,7 @@ fn read_probe(
         report.problem(&probe, "level", "needs the database's `user` (and mostly `password`) to log in with");
     }
     // An Aurora cluster may be set to scale to zero, which a probe that always runs would prevent.
-    let is_cluster = |Host(host): &Host| host.to_ascii_lowercase().contains(".cluster-");
+    let is_cluster = |HostOrSocket(host): &HostOrSocket| host.to_ascii_lowercase().contains(".cluster-");
     let may_sleep = kind == Some(Kind::Rds) && host.is_some_and(is_cluster);
     let default_when = if may_sleep { ProbeWhen::Active } else { ProbeWhen::Always };
     if may_sleep && !probe.has("when") {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::LogFilter;
 use crate::backoff::Bounds;
 use crate::host_keys::Fingerprint;
-use crate::ids::{HostPort, Name};
+use crate::ids::{HostPort, Name, Target};
 use crate::placement::PoolBounds;
 use crate::secret::SecretSource;
 
@@ -186,8 +186,8 @@ pub struct DatabasePlan {
     pub bastions: Vec<Name>,
     /// Its kind.
     pub kind: Kind,
-    /// Where it is, as its bastion resolves it.
-    pub target: HostPort,
+    /// Where it is, as its bastion sees it.
+    pub target: Target,
     /// How clients are served.
     pub forward: ForwardPlan,
     /// How its health is checked.

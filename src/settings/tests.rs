@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::plan::{IdentityPlan, Kind, ProbeLevel, ProbeWhen, TlsMode, TrustPlan};
 use super::*;
+use crate::ids::Target;
 
 pub(super) const SMALLEST: &str = r#"
 [bastions.prod]
@@ -408,4 +409,32 @@ fn what_follows_from_another_problem_is_none() {
         let problems = Case::new(&format!("{start}\n{wrong}\n")).problems();
         assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
     }
+}
+
+#[test]
+fn a_path_is_a_socket_on_the_bastion() {
+    let with = |more: &str| {
+        Case::new(&SMALLEST.replace("analytics.internal\"", &format!("/run/pg/.s.PGSQL.5432\"\n{more}")))
+    };
+    let settings = with("").load();
+    let database = &settings.plan.databases[0];
+    assert_eq!(database.target, Target::Unix("/run/pg/.s.PGSQL.5432".into()));
+    assert_eq!((database.kind, database.probe.tls.mode), (Kind::Postgres, TlsMode::Disable));
+    assert!(settings.notes.is_empty(), "{:?}", settings.notes);
+    assert_eq!(with("tls.mode = \"prefer\"").load().plan.databases[0].probe.tls.mode, TlsMode::Prefer);
+    for (more, expected) in [
+        ("port = 5432", "port: is of no use with a Unix socket as `host`: leave it out"),
+        ("tls.mode = \"verify-full\"", "tls.mode: there is nothing to verify"),
+        ("tls.ca = \"x.pem\"", "tls.ca: there is nothing to verify"),
+    ] {
+        let problems = with(more).problems();
+        let full = format!("tunnelkeeper.toml: databases.analytics.{expected}");
+        assert!(problems.len() == 1 && problems[0].starts_with(&full), "{problems:?}");
+    }
+    // As libpq is told of it.
+    let directory = SMALLEST.replace("analytics.internal\"", "/run/pg\"\nport = 6432");
+    let problems = Case::new(&directory).problems();
+    assert!(problems[0].ends_with("write host = \"/run/pg/.s.PGSQL.6432\" alone"), "{problems:?}");
+    let settings = Case::new(&SMALLEST.replace("analytics.internal", "/run/pg")).load();
+    assert!(settings.notes[0].text.contains("is taken for the socket itself"), "{:?}", settings.notes);
 }

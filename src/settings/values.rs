@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::reader::{Given, is_from_environment};
 use crate::host_keys::Fingerprint;
-use crate::ids::{Name, check_host};
+use crate::ids::{Name, check_host, check_socket_path};
 use crate::secret::{Secret, SecretSource};
 
 /// A value that a key may have.
@@ -234,6 +234,27 @@ impl Setting for Host {
     fn read(given: &Given<'_>) -> Result<Self, String> {
         let text = text(given, "a host name or an IP address")?;
         check_host(text).map(|()| Self(text.to_owned()))
+    }
+    fn show(&self) -> Json {
+        json!(self.0)
+    }
+}
+
+/// A host name, an IP address, or the path of a Unix socket on the bastion.
+#[derive(Clone)]
+pub(super) struct HostOrSocket(pub(super) String);
+
+impl HostOrSocket {
+    pub(super) fn is_socket(&self) -> bool {
+        self.0.starts_with('/')
+    }
+}
+
+impl Setting for HostOrSocket {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        let text = text(given, "a host name, an IP address or the path of a Unix socket")?;
+        let check = if text.starts_with('/') { check_socket_path } else { check_host };
+        check(text).map(|()| Self(text.to_owned()))
     }
     fn show(&self) -> Json {
         json!(self.0)

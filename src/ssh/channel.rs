@@ -25,13 +25,18 @@ use super::gate::Gate;
 use super::guard::{Guard, Obituary};
 use crate::dial::{self, Arrival, Gone};
 use crate::failure::{Cause, Failure, one_line};
-use crate::ids::HostPort;
+use crate::ids::{HostPort, Target};
 use crate::settings::show_duration;
 
 /// Measured: what russh 0.65 keeps of a channel that was closed by us first, in bytes.
 const CLOSED_REMNANT: usize = 3300;
 /// Estimated from the size of what russh queues and nobody reads, in bytes.
 const REFUSED_REMNANT: usize = 400;
+/// sshd has one answer for a socket that is not there, that it may not open, and that it does not allow (OpenSSH 9.2,
+/// serverloop.c).
+const UNIX_SOCKET_HINT: &str = "see sshd's log on the bastion: the socket may be missing or closed to the account, or \
+                                forbidden by AllowStreamLocalForwarding, AllowTcpForwarding or PermitOpen in \
+                                sshd_config, or by permitopen or restrict in authorized_keys";
 /// How long a polite goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -132,7 +137,7 @@ impl Connection {
     ///
     /// # Errors
     /// `channel` failures. The future may be dropped: a channel that opens too late is closed.
-    pub async fn open(&self, target: &HostPort, limit: Duration) -> Result<(Inbound, Outbound), Failure> {
+    pub async fn open(&self, target: &Target, limit: Duration) -> Result<(Inbound, Outbound), Failure> {
         let (give, mut take) = oneshot::channel();
         let (shared, to) = (Arc::clone(&self.0), target.clone());
         self.0.lane.spawn(async move {
@@ -185,17 +190,21 @@ impl Connection {
     }
 }
 
-fn session_lost(shared: &Shared, target: &HostPort) -> Failure {
+fn session_lost(shared: &Shared, target: &Target) -> Failure {
     Failure::new(
         Cause::ChannelSessionLost,
         format!("the session to {} ended while it connected to {target}", shared.bastion),
     )
 }
 
-async fn open(shared: &Arc<Shared>, target: &HostPort) -> Result<(Inbound, Outbound), Failure> {
+async fn open(shared: &Arc<Shared>, target: &Target) -> Result<(Inbound, Outbound), Failure> {
     let opening = Opening::begin(shared);
-    let host: &str = &target.host;
-    let result = shared.handle.channel_open_direct_tcpip(host, target.port.into(), "127.0.0.1", 0).await;
+    let result = match target {
+        Target::Tcp(HostPort { host, port }) => {
+            shared.handle.channel_open_direct_tcpip(&**host, (*port).into(), "127.0.0.1", 0).await
+        }
+        Target::Unix(path) => shared.handle.channel_open_direct_streamlocal(&**path).await,
+    };
     match result {
         Ok(channel) => Ok(halves(shared, channel)),
         Err(russh::Error::ChannelOpenFailure(reason)) => {
@@ -230,18 +239,13 @@ impl Drop for Opening<'_> {
     }
 }
 
-fn refused(
-    shared: &Shared,
-    target: &HostPort,
-    reason: &ChannelOpenFailure,
-    words: Option<String>,
-) -> Failure {
+fn refused(shared: &Shared, target: &Target, reason: &ChannelOpenFailure, words: Option<String>) -> Failure {
     let bastion = &shared.bastion;
     let said = match words.filter(|words| !words.is_empty()) {
         Some(words) => format!(": \"{}\"", one_line(&words, 200)),
         None => String::new(),
     };
-    match reason {
+    let failure = match reason {
         ChannelOpenFailure::AdministrativelyProhibited | ChannelOpenFailure::UnknownChannelType => {
             Failure::new(
                 Cause::ChannelProhibited,
@@ -255,6 +259,12 @@ fn refused(
         ChannelOpenFailure::ConnectFailed | ChannelOpenFailure::Other { .. } => {
             Failure::new(Cause::ChannelConnectFailed, format!("{bastion} cannot connect to {target}{said}"))
         }
+    };
+    match (target, failure.cause) {
+        (Target::Unix(_), Cause::ChannelConnectFailed | Cause::ChannelProhibited) => {
+            failure.with_hint(UNIX_SOCKET_HINT)
+        }
+        _ => failure,
     }
 }
 

@@ -23,7 +23,7 @@ use super::proxy::Proxy;
 use super::transport::{self, Socket, Transport};
 use crate::failure::{Cause, Failure, plain};
 use crate::host_keys::Trust;
-use crate::ids::HostPort;
+use crate::ids::{HostPort, Target};
 use crate::settings::plan::BastionPlan;
 
 /// How long an address is given before the next one is tried beside it: RFC 8305 section 5, "Connection Attempt
@@ -88,7 +88,7 @@ async fn open_jump(
     deadline: Instant,
 ) -> Result<(Jump, Duration), Failure> {
     let asked = Instant::now();
-    let opened = outer.open(bastion, deadline.duration_since(asked)).await;
+    let opened = outer.open(&Target::Tcp(bastion.clone()), deadline.duration_since(asked)).await;
     let (inbound, outbound) = opened.map_err(|failure| match failure.cause {
         Cause::ChannelProhibited => failure.with_hint(format!(
             "let the jump forward to {bastion}: see PermitOpen and AllowTcpForwarding in its sshd_config, and permitopen in \

@@ -32,6 +32,7 @@ mod logins;
 mod outage;
 mod reload;
 mod secrets;
+mod sockets;
 mod stalled;
 mod surfaces;
 mod ways;

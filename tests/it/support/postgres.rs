@@ -175,6 +175,17 @@ impl Postgres {
         )
     }
 
+    /// The server's Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path(&format!(".s.PGSQL.{}", self.port))
+    }
+
+    /// `[databases.NAME]` whose bastion reaches it over a Unix socket; the probe logs in without a password.
+    pub fn socket_section(&self, name: &str, bastion: &str) -> String {
+        let port = format!("\"127.0.0.1\"\nport = {}", self.port);
+        self.section(name, bastion).replace(&port, &format!("{:?}", self.socket().display().to_string()))
+    }
+
     /// `[databases.NAME]` without a probe.
     pub fn unprobed_section(&self, name: &str, bastion: &str) -> String {
         format!(
