@@ -40,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tunnelkeeper::app::Daemon;
 use tunnelkeeper::board::Board;
 use tunnelkeeper::lanes::Lanes;
+use tunnelkeeper::listener::Inherited;
 use tunnelkeeper::settings::{self, Settings, Surroundings};
 use tunnelkeeper::signals::{self, Request};
 use tunnelkeeper::snapshot::{Bastion, Database};
@@ -136,7 +137,7 @@ async fn perform(
     machine: &mut Machine,
     mut interrupts: UnboundedReceiver<Request>,
 ) -> Outcome {
-    let daemon = Daemon::start(settings, lanes)?;
+    let daemon = Daemon::start(settings, lanes, Inherited::default())?;
     let status = daemon.http().map(|address| format!("http://{address}/")).unwrap_or_default();
     let mut story = Story { board: Arc::clone(daemon.board()), machine, status };
     let told = tokio::select! {

@@ -21,9 +21,10 @@ use crate::forward::{MAX_TOLD, Room};
 use crate::http;
 use crate::ids::Name;
 use crate::lanes::Lanes;
-use crate::listener::{BindError, Bound};
+use crate::listener::{BindError, Bound, Inherited};
+use crate::local::LocalAddress;
 use crate::metrics::Metrics;
-use crate::settings::plan::{DatabasePlan, Plan};
+use crate::settings::plan::{DatabasePlan, ListenAt, Plan};
 use crate::settings::{Note, Settings, Surroundings, show_duration};
 use crate::signals::{self, Request};
 use crate::snapshot::Stamp;
@@ -68,12 +69,14 @@ pub fn run(
 ) -> Result<(), StartError> {
     let system =
         |error: io::Error| StartError::System(format!("the system refuses to let us start: {error}"));
+    // Before anything else is opened, as it wants it.
+    let inherited = Inherited::take().map_err(StartError::System)?;
     // Before anything starts, so that no signal is lost.
     let signals = signals::listen().map_err(system)?;
     let lanes = Arc::new(Lanes::start(settings.plan.daemon.threads).map_err(system)?);
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(system)?;
     let result = runtime.block_on(async {
-        let daemon = Daemon::start(settings, &lanes)?;
+        let daemon = Daemon::start(settings, &lanes, inherited)?;
         daemon.run(signals, surroundings, telemetry).await;
         Ok(())
     });
@@ -87,6 +90,7 @@ pub struct Daemon {
     plan: Plan,
     board: Arc<Board>,
     supervisor: Supervisor,
+    inherited: Inherited,
     metrics: Arc<Metrics>,
     memory: Arc<BufferMemory>,
     allow_remote_status: Arc<AtomicBool>,
@@ -99,14 +103,15 @@ impl Daemon {
     ///
     /// # Errors
     /// The first listener that cannot be bound; nothing runs then.
-    pub fn start(settings: &Settings, lanes: &Arc<Lanes>) -> Result<Self, StartError> {
+    pub fn start(settings: &Settings, lanes: &Arc<Lanes>, inherited: Inherited) -> Result<Self, StartError> {
         let plan = settings.plan.clone();
-        let databases = bind_databases(&plan)?;
-        let http = plan.http.listen.map(|address| Bound::bind(&[address])).transpose();
+        let databases = bind_databases(&plan, &inherited)?;
+        let http = plan.http.listen.map(Bound::tcp).transpose();
         let http = http.map_err(|error| StartError::Bind("http.listen".to_owned(), error))?;
         let metrics = Arc::new(Metrics::new().map_err(|error| StartError::System(error.to_string()))?);
         let board = Arc::new(Board::default());
         settings.notes.iter().for_each(warn_of);
+        note_unused(&plan, &inherited);
         let memory = BufferMemory::new(plan.daemon.buffer_memory);
         let listening: Vec<String> = databases.iter().map(|(name, bound)| describe(name, bound)).collect();
         let mut supervisor = Supervisor::new(supervisor::Parts {
@@ -125,7 +130,7 @@ impl Daemon {
         let allow_remote_status = Arc::new(AtomicBool::new(plan.http.allow_remote_status));
         let mut address = None;
         if let Some(bound) = http {
-            address = bound.addresses().first().copied();
+            address = bound.addresses().first().and_then(LocalAddress::tcp);
             tokio::spawn(http::serve(
                 bound,
                 Arc::clone(&allow_remote_status),
@@ -137,7 +142,17 @@ impl Daemon {
         board.set_stage(Stage::Ready);
         let status = address.map(|address| format!("http://{address}/"));
         info!(version = env!("CARGO_PKG_VERSION"), databases = listening.join(", "), status, "started");
-        Ok(Self { plan, board, supervisor, metrics, memory, allow_remote_status, http: address, http_stop })
+        Ok(Self {
+            plan,
+            board,
+            supervisor,
+            inherited,
+            metrics,
+            memory,
+            allow_remote_status,
+            http: address,
+            http_stop,
+        })
     }
 
     /// What there is to know of it.
@@ -188,12 +203,25 @@ fn warn_of(note: &Note) {
     warn!(key = note.key, "{}", note.text);
 }
 
-fn bind_databases(plan: &Plan) -> Result<BTreeMap<Name, Bound>, StartError> {
-    let bind = |database: &Arc<DatabasePlan>| match Bound::bind(&database.forward.listen) {
+fn bind_databases(plan: &Plan, inherited: &Inherited) -> Result<BTreeMap<Name, Bound>, StartError> {
+    let bind = |database: &Arc<DatabasePlan>| match Bound::bind(&database.forward.listen, inherited) {
         Ok(bound) => Ok((database.name.clone(), bound)),
         Err(error) => Err(StartError::Bind(format!("databases.{}.listen", database.name), error)),
     };
     plan.databases.iter().map(bind).collect()
+}
+
+/// Connections to a socket that nobody serves would wait for ever.
+fn note_unused(plan: &Plan, inherited: &Inherited) {
+    let listened_on = plan.databases.iter().flat_map(|database| &database.forward.listen.at);
+    for name in inherited.names() {
+        if !listened_on.clone().any(|at| matches!(at, ListenAt::Systemd(known) if known == name)) {
+            let hint = format!(
+                "write listen = \"systemd:{name}\" for the database that it is for, or stop its unit"
+            );
+            warn!(name, hint, "systemd handed over a socket that no database listens on");
+        }
+    }
 }
 
 fn describe(name: &Name, bound: &Bound) -> String {

@@ -11,12 +11,10 @@ mod client;
 mod explain;
 mod reach;
 
-use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -29,6 +27,7 @@ use crate::listener::Bound;
 use crate::metrics::{DatabaseMetrics, Outcome};
 use crate::pgwire::SqlState;
 use crate::settings::plan::DatabasePlan;
+use crate::socket::Socket;
 use crate::socket_table::SocketTable;
 use crate::state::{ClientState, ForwardState};
 use client::Client;
@@ -112,28 +111,28 @@ impl<D: Dial> Shared<D> {
 pub struct Unit<D> {
     shared: Arc<Shared<D>>,
     drain: CancellationToken,
-    /// Taken by the first run; later ones bind anew.
+    /// Until it drains. A run that breaks leaves them to the next.
     bound: Mutex<Option<Bound>>,
-    addresses: Vec<SocketAddr>,
 }
 
 /// A forward's state, and the unit that gives it life.
 pub fn new<D: Dial>(parts: Parts<D>) -> (watch::Receiver<ForwardState>, Unit<D>) {
     let Parts { route, bound, metrics, sockets, room, drain, cut } = parts;
     let database = route.borrow().plan.name.clone();
-    let addresses = bound.addresses().to_vec();
-    let state = ForwardState { listening: addresses.clone(), accepting: true, ..ForwardState::default() };
+    let listening = bound.addresses().to_vec();
+    let state = ForwardState { listening, accepting: true, ..ForwardState::default() };
     let (state, receiver) = watch::channel(state);
     let reach = Reach::new(database.clone(), Arc::clone(&metrics), state.clone());
     let turned_away = OnceAMinute::default();
     let shared = Arc::new(Shared { database, route, metrics, sockets, state, cut, room, turned_away, reach });
-    (receiver, Unit { shared, drain, bound: Mutex::new(Some(bound)), addresses })
+    (receiver, Unit { shared, drain, bound: Mutex::new(Some(bound)) })
 }
 
 impl<D: Dial> Unit<D> {
     /// Serves clients until it is told to drain and the last one has gone. May be called again after it broke.
     pub async fn run(&self) {
-        let Some(mut bound) = self.listeners() else { return };
+        let mut listeners = self.bound.lock().await;
+        let Some(bound) = listeners.as_mut() else { return };
         let shared = &self.shared;
         let roll = shared.state.borrow().clients.clone();
         let mut clients = JoinSet::new();
@@ -146,7 +145,8 @@ impl<D: Dial> Unit<D> {
                 Some(ended) = clients.join_next() => report_panic(shared, ended),
                 () = &mut uptime => {}
                 (socket, peer) = bound.accept() => {
-                    answer::accepted(&socket);
+                    // Only a good end is shown as one (`answer::finish`).
+                    socket.reset_on_drop(true);
                     if roll.len() >= shared.plan().forward.max_clients {
                         turn_away(shared, &mut clients, socket, "max_clients");
                         continue;
@@ -165,23 +165,10 @@ impl<D: Dial> Unit<D> {
                 }
             }
         }
-        drop(bound);
+        *listeners = None;
         shared.state.send_modify(|state| state.accepting = false);
         while let Some(ended) = clients.join_next().await {
             report_panic(shared, ended);
-        }
-    }
-
-    fn listeners(&self) -> Option<Bound> {
-        if let Some(bound) = self.bound.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Some(bound);
-        }
-        match Bound::bind(&self.addresses) {
-            Ok(bound) => Some(bound),
-            Err(error) => {
-                error!(database = %self.shared.database, %error, "the forward cannot listen again");
-                None
-            }
         }
     }
 }
@@ -196,7 +183,7 @@ fn report_panic<D>(shared: &Shared<D>, ended: Result<(), tokio::task::JoinError>
 fn turn_away<D: Dial>(
     shared: &Arc<Shared<D>>,
     clients: &mut JoinSet<()>,
-    mut socket: TcpStream,
+    mut socket: Socket,
     limit: &'static str,
 ) {
     shared.metrics.connection(Outcome::Limit);

@@ -9,7 +9,6 @@ mod routes;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -28,7 +27,9 @@ use tracing::debug;
 
 use crate::board::Board;
 use crate::listener::Bound;
+use crate::local::{LocalAddress, Peer};
 use crate::metrics::Metrics;
+use crate::socket::Socket;
 use routes::Routes;
 
 /// Connections at a time. One more, and the oldest is closed: those who hold connections that they do not use must
@@ -49,7 +50,7 @@ pub async fn serve(
     board: Arc<Board>,
     stop: CancellationToken,
 ) {
-    let loopback = bound.addresses().iter().all(|address| address.ip().is_loopback());
+    let loopback = bound.addresses().iter().all(LocalAddress::is_local);
     let routes = Arc::new(Routes { metrics, board, loopback, allow_remote_status });
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
@@ -69,7 +70,7 @@ pub async fn serve(
     }
 }
 
-async fn converse(io: TokioIo<tokio::net::TcpStream>, peer: SocketAddr, routes: Arc<Routes>) {
+async fn converse(io: TokioIo<Socket>, peer: Peer, routes: Arc<Routes>) {
     let service = service_fn(move |request: Request<Incoming>| {
         let response: Response<Full<Bytes>> = routes.answer(&request);
         std::future::ready(Ok::<_, Infallible>(response))

@@ -127,6 +127,9 @@ impl fmt::Display for Target {
     }
 }
 
+/// PostgreSQL's Unix sockets are named this and the port (libpq, "Connection Strings", `host`).
+pub const POSTGRES_SOCKET: &str = ".s.PGSQL.";
+
 /// The longest path of a Unix socket, in bytes: Linux has 108, and the path ends with a zero (unix(7)).
 pub const MAX_SOCKET_PATH: usize = 107;
 

@@ -6,7 +6,7 @@
 //! know each other (words may). Values go down as arguments, knowledge comes up through `watch` channels and returned exits.
 //! Each outside crate has one door: only `ssh` names russh, only `postgres` tokio-postgres, only `metrics`
 //! prometheus, only `http` and `client` hyper, only `signals` signal-hook, only `settings` config, only
-//! `telemetry` tracing-subscriber. A test reads `src/` and enforces all of this.
+//! `telemetry` tracing-subscriber, only `listener` sd-listen-fds. A test reads `src/` and enforces all of this.
 //!
 //! ```text
 //! files, environment ─► settings (Plan) ─► supervisor ─► tunnel ─► session ─► ssh ⇄ bastion
@@ -21,6 +21,7 @@
 pub mod backoff;
 pub mod failure;
 pub mod ids;
+pub mod local;
 pub mod secret;
 pub mod snapshot;
 pub mod state;
@@ -44,6 +45,7 @@ pub mod files;
 pub mod lanes;
 pub mod metrics;
 pub mod process_group;
+pub mod socket;
 
 // Floor 4: edges. Each touches one thing outside.
 pub mod client;

@@ -1,18 +1,27 @@
-//! Local TCP listeners: bound before anything else starts, accepting through the system's passing shortages.
+//! Local listeners: bound before anything else starts, accepting through the system's passing shortages. TCP
+//! addresses and Unix sockets of our own, and sockets that systemd hands over.
+
+mod inherited;
+mod tcp;
+mod unix;
 
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, UnixListener};
 use tracing::warn;
 
 use crate::clock::OnceAMinute;
 use crate::failure::plain;
+use crate::local::{LocalAddress, Peer};
+use crate::settings::plan::{ListenAt, ListenPlan};
+use crate::socket::Socket;
+pub use inherited::Inherited;
+use unix::SocketFile;
 
 /// Connections that the kernel may keep for us; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -23,73 +32,94 @@ const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 /// A listener cannot be bound.
 #[derive(Debug)]
 pub struct BindError {
-    /// Where.
-    pub address: SocketAddr,
-    /// Why not.
-    pub error: io::Error,
+    /// Where, as the configuration says it.
+    pub at: ListenAt,
+    /// Why not, and what to do.
+    pub why: String,
 }
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { address, error } = self;
-        match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                write!(f, "{address} is in use by another program: stop it, or listen elsewhere")
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                write!(
-                    f,
-                    "{address} is not an address of this machine: listen on 127.0.0.1, or on one that is"
-                )
-            }
-            io::ErrorKind::PermissionDenied => {
-                write!(f, "{address} may not be bound by this user: choose a port above 1023")
-            }
-            _ => write!(f, "{address} cannot be bound: {}", plain(error)),
-        }
+        write!(f, "{} {}", self.at, self.why)
+    }
+}
+
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Unix {
+        /// Of a socket of our own. It goes first: while the listener is open, no other file can be taken for it.
+        _file: Option<SocketFile>,
+        listener: UnixListener,
+    },
+}
+
+impl Listener {
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<(Socket, Peer)>> {
+        Poll::Ready(match self {
+            Self::Tcp(listener) => ready!(listener.poll_accept(context)).map(|(socket, peer)| {
+                tcp::tune(&socket);
+                (Socket::Tcp(socket), Peer::Tcp(peer))
+            }),
+            Self::Unix { listener, .. } => ready!(listener.poll_accept(context)).map(|(socket, _)| {
+                let peer = unix::peer(&socket);
+                (Socket::Unix(socket), peer)
+            }),
+        })
     }
 }
 
 /// Bound listeners, at least one.
 #[derive(Debug)]
 pub struct Bound {
-    sockets: Vec<TcpListener>,
-    addresses: Vec<SocketAddr>,
+    listeners: Vec<Listener>,
+    addresses: Vec<LocalAddress>,
     shortage: OnceAMinute,
 }
 
 impl Bound {
-    /// Binds all addresses, or none.
+    /// Binds all that a plan names, or none. Must be called within a runtime.
     ///
     /// # Errors
     /// The first that cannot be bound.
-    pub fn bind(addresses: &[SocketAddr]) -> Result<Self, BindError> {
-        let mut bound = Self { sockets: Vec::new(), addresses: Vec::new(), shortage: OnceAMinute::default() };
-        for address in addresses {
-            let socket = listen(*address).map_err(|error| BindError { address: *address, error })?;
-            bound.addresses.push(socket.local_addr().unwrap_or(*address));
-            bound.sockets.push(socket);
+    pub fn bind(plan: &ListenPlan, inherited: &Inherited) -> Result<Self, BindError> {
+        let mut bound =
+            Self { listeners: Vec::new(), addresses: Vec::new(), shortage: OnceAMinute::default() };
+        for at in &plan.at {
+            let listeners = match at {
+                ListenAt::Address(LocalAddress::Tcp(address)) => tcp::bind(*address).map(|one| vec![one]),
+                ListenAt::Address(LocalAddress::Unix(path)) => unix::bind(path, plan).map(|one| vec![one]),
+                ListenAt::Systemd(name) => inherited.named(name, plan.allow_remote_clients),
+            };
+            for (listener, address) in listeners.map_err(|why| BindError { at: at.clone(), why })? {
+                bound.listeners.push(listener);
+                bound.addresses.push(address);
+            }
         }
         Ok(bound)
     }
 
+    /// Binds one TCP address.
+    ///
+    /// # Errors
+    /// When it cannot be bound.
+    pub fn tcp(address: SocketAddr) -> Result<Self, BindError> {
+        let at = vec![ListenAt::Address(LocalAddress::Tcp(address))];
+        let plan = ListenPlan { at, socket_mode: 0, socket_group: None, allow_remote_clients: true };
+        Self::bind(&plan, &Inherited::default())
+    }
+
     /// Where it listens, with the real port where the configuration said 0.
     #[must_use]
-    pub fn addresses(&self) -> &[SocketAddr] {
+    pub fn addresses(&self) -> &[LocalAddress] {
         &self.addresses
     }
 
     /// Waits for the next client. The future may be dropped at any time.
-    pub async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+    pub async fn accept(&mut self) -> (Socket, Peer) {
         loop {
             match poll_fn(|context| self.poll_accept(context)).await {
-                Ok((socket, peer)) => {
-                    let options = SockRef::from(&socket);
-                    // A kernel that refuses an option serves us less well, but serves.
-                    let _ = options.set_tcp_nodelay(true);
-                    let _ = options.set_keepalive(true);
-                    return (socket, peer);
-                }
+                Ok(accepted) => return accepted,
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     if self.shortage.is_due() {
@@ -106,32 +136,18 @@ impl Bound {
         }
     }
 
-    fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+    fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(Socket, Peer)>> {
         // Begins where it ended, so that a flood at one address does not keep out those at another.
-        for _ in 0..self.sockets.len() {
-            self.sockets.rotate_left(1);
+        for _ in 0..self.listeners.len() {
+            self.listeners.rotate_left(1);
             if let Some(Poll::Ready(accepted)) =
-                self.sockets.first().map(|socket| socket.poll_accept(context))
+                self.listeners.first().map(|listener| listener.poll_accept(context))
             {
                 return Poll::Ready(accepted);
             }
         }
         Poll::Pending
     }
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart must not wait for the kernel to forget the last run's connections.
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        // So that 0.0.0.0 and [::] can be listed side by side.
-        socket.set_only_v6(true)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    TcpListener::from_std(socket.into())
 }
 
 /// The client was gone before it was accepted.
@@ -141,29 +157,4 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn all_addresses_accept() {
-        let any: Vec<SocketAddr> = vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
-        let mut bound = Bound::bind(&any).unwrap();
-        for address in bound.addresses().to_vec() {
-            assert_ne!(address.port(), 0);
-            let client = TcpStream::connect(address).await.unwrap();
-            let (_, peer) = bound.accept().await;
-            assert_eq!(peer, client.local_addr().unwrap());
-        }
-    }
-
-    #[tokio::test]
-    async fn a_taken_port_is_named() {
-        let first = Bound::bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
-        let taken = first.addresses()[0];
-        let error = Bound::bind(&[taken]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("{taken} is in use by another program: stop it, or listen elsewhere")
-        );
-    }
-}
+mod tests;

@@ -22,6 +22,10 @@ impl ProcessGroup {
             .split_first()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it names no program"))?;
         let mut command = Command::new(program);
+        // They are about descriptors that it does not get.
+        for variable in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+            command.env_remove(variable);
+        }
         command.args(arguments).stdin(input).stdout(Stdio::piped()).stderr(errors);
         command.process_group(0).kill_on_drop(true).spawn().map(Self)
     }

@@ -16,8 +16,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::net::tcp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +23,7 @@ use crate::dial::{Arrival, Gone, Inbound, Outbound, Seat};
 use crate::failure::{Cause, Failure};
 use crate::metrics::{DatabaseMetrics, Direction};
 use crate::pgwire::{Activity, Observer};
+use crate::socket::{self, Socket};
 use crate::state::ClientState;
 use downlink::{Downlink, DownlinkEnd};
 pub use ferry::ferry;
@@ -58,19 +57,18 @@ pub trait LocalRead: AsyncRead + Unpin + Send + Sync {
     fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()>;
 }
 
-impl Local for TcpStream {
-    type Read<'a> = tcp::ReadHalf<'a>;
-    type Write<'a> = tcp::WriteHalf<'a>;
+impl Local for Socket {
+    type Read<'a> = socket::ReadHalf<'a>;
+    type Write<'a> = socket::WriteHalf<'a>;
 
-    fn halves(&mut self) -> (tcp::ReadHalf<'_>, tcp::WriteHalf<'_>) {
+    fn halves(&mut self) -> (socket::ReadHalf<'_>, socket::WriteHalf<'_>) {
         self.split()
     }
 }
 
-impl LocalRead for tcp::ReadHalf<'_> {
+impl LocalRead for socket::ReadHalf<'_> {
     fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()> {
-        // An error shows again when reading.
-        self.as_ref().poll_read_ready(context).map(drop)
+        self.poll_readable(context)
     }
 }
 

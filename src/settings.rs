@@ -6,6 +6,7 @@
 mod bastion;
 mod daemon;
 mod database;
+mod listen;
 pub mod plan;
 mod reader;
 mod sources;

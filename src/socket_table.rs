@@ -1,6 +1,7 @@
-//! Which user of this machine is at the other end of a local TCP connection: the kernel's table of sockets.
+//! Which user of this machine is at the other end of a local connection: over TCP the kernel's table of sockets says
+//! so, of a Unix socket the kernel has said it already.
 //!
-//! Linux only; elsewhere, and for peers on other machines, nobody is known. See proc_net_tcp in the kernel's
+//! The table is Linux's; elsewhere, and for peers on other machines, nobody is known. See proc_net_tcp in the kernel's
 //! documentation for the format.
 
 use std::collections::HashMap;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Uid, User};
 use tokio::time::timeout;
+
+use crate::local::Peer;
 
 /// A mass of clients that is cut at once is looked up in one reading.
 const FRESH_FOR: Duration = Duration::from_millis(200);
@@ -28,21 +31,24 @@ pub struct SocketTable {
 }
 
 impl SocketTable {
-    /// The same as [`SocketTable::user`], for those who may not block: names of users may have to be asked for
-    /// elsewhere. Nothing where it takes too long.
-    pub async fn look_up(self: &Arc<Self>, peer: SocketAddr, local: SocketAddr) -> Option<String> {
+    /// The name of the user who is `peer` of the connection whose address here is `local`; the number where the user has
+    /// no name. Nothing where it takes too long: names of users may have to be asked for elsewhere.
+    pub async fn look_up(self: &Arc<Self>, peer: &Peer, local: Option<SocketAddr>) -> Option<String> {
+        let peer = peer.clone();
         let look_up = async {
             // One thread serves a mass of clients that is cut at once.
             let _turn = self.turns.lock().await;
             let table = Arc::clone(self);
-            tokio::task::spawn_blocking(move || table.user(peer, local)).await.ok()?
+            tokio::task::spawn_blocking(move || table.user(&peer, local)).await.ok()?
         };
         timeout(PATIENCE, look_up).await.ok()?
     }
 
-    /// The name of the user whose socket connects from `peer` to `local`; the number where the user has no name.
-    pub fn user(&self, peer: SocketAddr, local: SocketAddr) -> Option<String> {
-        let uid = *self.owners().get(&(plain(peer), plain(local)))?;
+    fn user(&self, peer: &Peer, local: Option<SocketAddr>) -> Option<String> {
+        let uid = match peer {
+            Peer::Tcp(peer) => *self.owners().get(&(plain(*peer), plain(local?)))?,
+            Peer::Process { uid, .. } => *uid,
+        };
         let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name);
         Some(name.unwrap_or_else(|| uid.to_string()))
     }
@@ -125,7 +131,7 @@ mod tests {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (_server, peer) = listener.accept().unwrap();
             let me = User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name;
-            let user = SocketTable::default().user(peer, client.peer_addr().unwrap());
+            let user = SocketTable::default().user(&Peer::Tcp(peer), client.peer_addr().ok());
             assert_eq!(user, Some(me), "{any}");
         }
     }

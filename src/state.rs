@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::failure::{Cause, Failure};
 use crate::ids::Name;
+use crate::local::{LocalAddress, Peer};
 
 /// A point in time, for arithmetic (monotonic) and for people (wall clock).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,7 +227,7 @@ impl TunnelState {
 #[derive(Clone, Debug, Default)]
 pub struct ForwardState {
     /// Where it listens: the addresses as bound, so with the real port.
-    pub listening: Vec<SocketAddr>,
+    pub listening: Vec<LocalAddress>,
     /// It takes new clients.
     pub accepting: bool,
     /// The last time a client could not be connected to the database though a session was there.
@@ -311,8 +312,8 @@ impl Drop for ClientEntry {
 pub struct ClientState {
     /// Counts up from 1 for each database and is not used again.
     pub id: u64,
-    /// Where it connects from.
-    pub peer: SocketAddr,
+    /// Who it is.
+    pub peer: Peer,
     /// When it was accepted.
     pub since: Moment,
     /// It waits for a session; otherwise it is carried or being placed.
@@ -328,7 +329,7 @@ pub struct ClientState {
 impl ClientState {
     /// A client that was just accepted.
     #[must_use]
-    pub fn new(id: u64, peer: SocketAddr, now: Moment) -> Self {
+    pub fn new(id: u64, peer: Peer, now: Moment) -> Self {
         Self {
             id,
             peer,
@@ -434,7 +435,7 @@ mod tests {
     #[test]
     fn a_client_is_counted_while_it_is_there() {
         let roll = Arc::new(ClientRoll::default());
-        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let peer = Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 1)));
         let entry = roll.enter(Arc::new(ClientState::new(1, peer, moments()(0))));
         entry.set_held(true);
         entry.set_held(true);

@@ -80,7 +80,7 @@ impl Daemon {
             if self.plan.databases.iter().any(|old| old.name == database.name) {
                 continue;
             }
-            let listeners = Bound::bind(&database.forward.listen)
+            let listeners = Bound::bind(&database.forward.listen, &self.inherited)
                 .map_err(|error| StartError::Bind(format!("databases.{}.listen", database.name), error))?;
             bound.insert(database.name.clone(), listeners);
         }

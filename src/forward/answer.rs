@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::pgwire::{ENCRYPTION_REFUSED, First, MAX_STARTUP_LEN, Request, SqlState, fatal, first_request};
+use crate::socket::Socket;
 
 /// How long a client may take to ask for what it then is refused.
 const ASK_PATIENCE: Duration = Duration::from_secs(5);
@@ -20,7 +19,7 @@ const FORGOTTEN: usize = 1 << 20;
 
 /// Refuses a client that has no session yet: refuses encryption, since there is nobody to encrypt with, and then
 /// says why. `first` is what the client has sent already.
-pub(super) async fn refuse(socket: &mut TcpStream, first: Vec<u8>, code: SqlState, text: &str) {
+pub(super) async fn refuse(socket: &mut Socket, first: Vec<u8>, code: SqlState, text: &str) {
     match timeout(ASK_PATIENCE, negotiate(socket, first)).await {
         Ok(Some(Request::Startup)) => {
             say(socket, code, text).await;
@@ -34,7 +33,7 @@ pub(super) async fn refuse(socket: &mut TcpStream, first: Vec<u8>, code: SqlStat
 }
 
 /// Goes through the client's requests until it asks for more than encryption. None where it never does.
-async fn negotiate(socket: &mut TcpStream, mut asked: Vec<u8>) -> Option<Request> {
+async fn negotiate(socket: &mut Socket, mut asked: Vec<u8>) -> Option<Request> {
     loop {
         match first_request(&asked) {
             First::Request(request @ (Request::Startup | Request::Cancel), _) => return Some(request),
@@ -57,15 +56,15 @@ async fn negotiate(socket: &mut TcpStream, mut asked: Vec<u8>) -> Option<Request
 }
 
 /// Sends a fatal error to a client that reads typed messages.
-pub(super) async fn say(socket: &mut TcpStream, code: SqlState, text: &str) {
+pub(super) async fn say(socket: &mut Socket, code: SqlState, text: &str) {
     // A client that does not take a few hundred bytes does not want to know.
     let _ = timeout(CLOSE_PATIENCE, socket.write_all(&fatal(code, text))).await;
 }
 
 /// Closes in good order: the client sees an end of data, and what it still sends is taken and forgotten, since the
 /// kernel would otherwise reset the connection and might destroy what the client has not read.
-pub(super) async fn finish(socket: &mut TcpStream) {
-    let _ = SockRef::from(&*socket).set_linger(None);
+pub(super) async fn finish(socket: &mut Socket) {
+    socket.reset_on_drop(false);
     let farewell = async {
         if socket.shutdown().await.is_ok() {
             let (mut block, mut forgotten) = ([0; 4 << 10], 0);
@@ -78,11 +77,4 @@ pub(super) async fn finish(socket: &mut TcpStream) {
         }
     };
     let _ = timeout(CLOSE_PATIENCE, farewell).await;
-}
-
-/// From now on the client sees an error when its connection ends for whatever reason, and not an end of data; only
-/// [`finish`] ends it in good order.
-pub(super) fn accepted(socket: &TcpStream) {
-    // Without the option the kernel may send an ordinary end of data; nothing better is to be had then.
-    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
@@ -21,6 +20,7 @@ use crate::metrics::Outcome;
 use crate::pgwire::{Activity, SqlState};
 use crate::pump::{self, Ending, FirstBytes, MAX_FIRST_BYTES, Meter, pump};
 use crate::settings::plan::DatabasePlan;
+use crate::socket::Socket;
 use crate::state::ClientEntry;
 
 /// Why a client that is not connected is not served any more.
@@ -40,13 +40,13 @@ pub(super) enum Carried {
     /// The client is done with, or was ended.
     Over,
     /// It has to wait for another seat: the session was lost, or the database not reached.
-    Again(TcpStream, FirstBytes, Failure),
+    Again(Socket, FirstBytes, Failure),
     /// It is told why not.
-    Unserved(TcpStream, FirstBytes, Unserved),
+    Unserved(Socket, FirstBytes, Unserved),
 }
 
 /// Reads what a client sends that is not connected yet.
-pub(super) async fn read_more(socket: &mut TcpStream, first: &mut FirstBytes) -> io::Result<usize> {
+pub(super) async fn read_more(socket: &mut Socket, first: &mut FirstBytes) -> io::Result<usize> {
     let room = MAX_FIRST_BYTES - first.bytes.len().min(MAX_FIRST_BYTES);
     socket.take(room as u64).read_buf(&mut first.bytes).await
 }
@@ -63,15 +63,14 @@ pub(super) struct Trial {
 pub(super) async fn carry<D: Dial>(
     shared: &Arc<Shared<D>>,
     seat: D::Seat,
-    socket: TcpStream,
+    socket: Socket,
     mut first: FirstBytes,
     entry: &ClientEntry,
     trial: &Trial,
     permit: Option<OwnedSemaphorePermit>,
 ) -> Carried {
     let (plan, metrics) = (&trial.plan, &shared.metrics);
-    // From here on the lane itself hears of the socket, and no other thread has to wake it.
-    let Ok(mut socket) = socket.into_std().and_then(TcpStream::from_std) else {
+    let Ok(mut socket) = socket.move_here() else {
         if trial.first_time {
             metrics.connection(Outcome::OpenFailed);
         }
@@ -127,7 +126,7 @@ async fn open<D: Dial>(
     shared: &Shared<D>,
     trial: &Trial,
     seat: &D::Seat,
-    socket: &mut TcpStream,
+    socket: &mut Socket,
     first: &mut FirstBytes,
 ) -> Result<Result<Link<D::Seat>, Failure>, Unserved> {
     let mut opening = pin!(seat.open(&trial.plan.target));
@@ -155,20 +154,17 @@ async fn open<D: Dial>(
     }
 }
 
-/// Ends a client that was not done: with words where the protocol allows it, else by a reset.
+/// Ends a client that was not done: with words where the protocol allows it, else by a reset, where there is one.
 async fn cut<D>(
     shared: &Shared<D>,
     entry: &ClientEntry,
-    mut socket: TcpStream,
+    mut socket: Socket,
     failure: &Failure,
     at_boundary: bool,
     activity: Activity,
 ) {
     let client = &entry.client;
-    let user = match socket.local_addr() {
-        Ok(local) => shared.sockets.look_up(client.peer, local).await,
-        Err(_) => None,
-    };
+    let user = shared.sockets.look_up(&client.peer, socket.local_address()).await;
     shared.metrics.cut(failure.cause);
     warn!(
         database = %shared.database,
@@ -198,7 +194,7 @@ async fn cut<D>(
         answer::say(&mut socket, code, &text).await;
         answer::finish(&mut socket).await;
     } else {
-        // A reset: the client sees an error, never an end (see `answer::accepted`).
+        // Over TCP a reset. A Unix socket can only be closed, and the client finds half a conversation.
         drop(socket);
     }
 }

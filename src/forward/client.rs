@@ -4,7 +4,6 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::debug;
@@ -19,6 +18,7 @@ use crate::ids::Name;
 use crate::metrics::Outcome;
 use crate::pgwire::SqlState;
 use crate::pump::{FirstBytes, MAX_FIRST_BYTES};
+use crate::socket::Socket;
 use crate::state::ClientEntry;
 
 /// A seat that comes within this time was there all along: the client does not count as held.
@@ -32,7 +32,7 @@ pub(super) struct Client<D> {
     /// Tells of a new configuration.
     changes: watch::Receiver<Arc<Route<D>>>,
     route: Arc<Route<D>>,
-    socket: TcpStream,
+    socket: Socket,
     entry: ClientEntry,
     first: FirstBytes,
     accepted: Instant,
@@ -64,7 +64,7 @@ struct Turn<S> {
 }
 
 impl<D: Dial> Client<D> {
-    pub(super) fn new(shared: Arc<Shared<D>>, socket: TcpStream, entry: ClientEntry) -> Self {
+    pub(super) fn new(shared: Arc<Shared<D>>, socket: Socket, entry: ClientEntry) -> Self {
         let accepted = Instant::now();
         let mut changes = shared.route.clone();
         let route = Arc::clone(&changes.borrow_and_update());

@@ -3,14 +3,20 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use tokio::net::TcpStream;
+
 use super::*;
 use crate::dial::fake::{FakeDial, FarEnd, Sent};
 use crate::dial::{Arrival, Ways};
 use crate::failure::Failure;
 use crate::ids::{HostPort, Name, Target};
+use crate::listener::Inherited;
+use crate::local::LocalAddress;
 use crate::metrics::Metrics;
 use crate::pgwire::SSL_REQUEST;
-use crate::settings::plan::{ForwardPlan, Kind, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan};
+use crate::settings::plan::{
+    ForwardPlan, Kind, ListenAt, ListenPlan, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan,
+};
 use crate::state::{Incident, TunnelState};
 
 const STARTUP: &[u8] = b"\0\0\0\x11\0\x03\0\0user\0me\0\0";
@@ -44,7 +50,12 @@ const ROOM: usize = 3;
 
 fn usual() -> ForwardPlan {
     ForwardPlan {
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        listen: ListenPlan {
+            at: vec![ListenAt::Address(LocalAddress::Tcp("127.0.0.1:0".parse().unwrap()))],
+            socket_mode: 0o660,
+            socket_group: None,
+            allow_remote_clients: false,
+        },
         hold_timeout: Duration::from_secs(30),
         hold_max: 500,
         max_clients: 1000,
@@ -79,7 +90,7 @@ impl Case {
         let ways = Ways::new(plan.bastions.iter().cloned().zip(dials).collect());
         let (_, route) = watch::channel(Arc::new(Route { plan: Arc::clone(&plan), ways }));
         let (state, unit) = new(Parts {
-            bound: Bound::bind(&plan.forward.listen).unwrap(),
+            bound: Bound::bind(&plan.forward.listen, &Inherited::default()).unwrap(),
             route,
             metrics: Arc::new(metrics.database(&plan.name, &plan.bastions)),
             sockets: Arc::default(),
@@ -92,7 +103,7 @@ impl Case {
     }
 
     async fn connect(&self) -> TcpStream {
-        let address = self.state.borrow().listening[0];
+        let address = self.state.borrow().listening[0].tcp().unwrap();
         TcpStream::connect(address).await.unwrap()
     }
 
@@ -407,7 +418,7 @@ async fn draining_waits_for_clients_and_cutting_ends_them() {
     begin(&mut client, &mut far).await;
     case.drain.cancel();
     eventually(|| !case.state.borrow().accepting).await;
-    let refused = TcpStream::connect(case.state.borrow().listening[0]).await;
+    let refused = TcpStream::connect(case.state.borrow().listening[0].tcp().unwrap()).await;
     assert!(refused.is_err(), "a new client was accepted");
     client.write_all(b"Q\0\0\0\x06;\0").await.unwrap();
     assert_eq!(far.hear(7).await, b"Q\0\0\0\x06;\0");

@@ -3,7 +3,7 @@ use crate::dial::Arrival;
 use crate::dial::fake::{FakeDial, FarEnd};
 use crate::ids::{HostPort, Name, Target};
 use crate::metrics::Metrics;
-use crate::settings::plan::{ForwardPlan, Kind, LoginPlan, ProbePlan, TlsPlan};
+use crate::settings::plan::{ForwardPlan, Kind, ListenPlan, LoginPlan, ProbePlan, TlsPlan};
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
@@ -32,7 +32,12 @@ fn case(up: bool, change: impl FnOnce(&mut ProbePlan)) -> Case {
     };
     change(&mut probe);
     let forward = ForwardPlan {
-        listen: vec![],
+        listen: ListenPlan {
+            at: vec![],
+            socket_mode: 0o660,
+            socket_group: None,
+            allow_remote_clients: false,
+        },
         hold_timeout: Duration::ZERO,
         hold_max: 0,
         max_clients: 1,

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, 
 use super::*;
 use crate::dial::fake::{FakeDial, FarEnd, Sent, link};
 use crate::ids::Name;
+use crate::local::Peer;
 use crate::metrics::Metrics;
 use crate::state::Moment;
 
@@ -59,7 +60,7 @@ fn carry(first: FirstBytes, idle: Option<Duration>) -> Carried {
     let stop = CancellationToken::new();
     let bounds = Bounds { idle, stall: Duration::from_secs(60), stop: stop.clone() };
     let now = Moment { instant: std::time::Instant::now(), wall: SystemTime::now() };
-    let state = Arc::new(ClientState::new(1, SocketAddr::from(([127, 0, 0, 1], 1)), now));
+    let state = Arc::new(ClientState::new(1, Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))), now));
     let name = |text| Name::parse(text).unwrap();
     let metrics = Metrics::new().unwrap().database(&name("d"), &[name("b")]);
     let ending = tokio::spawn({

@@ -5,18 +5,20 @@ use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use super::plan::{DaemonPlan, HttpPlan, LogFormat, LogPlan};
+use super::listen::ListenOrOff;
+use super::plan::{DaemonPlan, HttpPlan, ListenAt, LogFormat, LogPlan};
 use super::reader::{Report, Section};
 use super::sources::ENVIRONMENT;
-use super::values::{Bytes, ListenOrOff, LogFilter, Setting, Whole};
+use super::values::{Bytes, LogFilter, Setting, Whole};
 use super::{Effective, Problem};
+use crate::local::LocalAddress;
 
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9822);
 
 pub(super) fn read_http(mut section: Section, report: &mut Report) -> HttpPlan {
     let ListenOrOff(listen) = section.get_or("listen", ListenOrOff(Some(DEFAULT_HTTP)), report);
     if let Some(address) = listen {
-        report.listener(&section, "listen", address);
+        report.listener(&section, "listen", ListenAt::Address(LocalAddress::Tcp(address)));
     }
     let allow_remote_status = section.get_or("allow_remote_status", false, report);
     section.finish(report);

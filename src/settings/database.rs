@@ -4,21 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::bastion::{read_at_least, read_positive};
+use super::listen;
 use super::plan::{
     DatabasePlan, ForwardPlan, Kind, LoginPlan, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan,
 };
 use super::reader::{Report, Section};
-use super::values::{BastionName, HostOrSocket, ListenAddress, Port, Whole};
-use crate::ids::{HostPort, Name, Target};
+use super::values::{BastionName, HostOrSocket, Port, Whole};
+use crate::ids::{HostPort, Name, POSTGRES_SOCKET, Target};
 use crate::secret::SecretSource;
 
 /// A probe that follows the last one sooner is load, not news.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 const RDS_BUNDLE: &str = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem";
-
-/// The name of PostgreSQL's Unix socket is this and its port (libpq, "Connection Strings", `host`).
-const SOCKET_NAME: &str = ".s.PGSQL.";
 
 /// Parts of the names of services that speak PostgreSQL's protocol but bill or wake by the query: a default made for
 /// PostgreSQL would cost their users money, so they are refused rather than guessed at.
@@ -102,15 +100,15 @@ fn read_target(host: Option<&HostOrSocket>, section: &mut Section, report: &mut 
     let name = path.rsplit('/').next().unwrap_or_default();
     if let Some(port) = section.get::<Port>("port", report) {
         // libpq takes a directory and a port; the file's name is the same everywhere.
-        let advice = if name.starts_with(SOCKET_NAME) {
+        let advice = if name.starts_with(POSTGRES_SOCKET) {
             "leave it out".to_owned()
         } else {
-            format!("write host = \"{path}/{SOCKET_NAME}{}\" alone", port.port())
+            format!("write host = \"{path}/{POSTGRES_SOCKET}{}\" alone", port.port())
         };
         report.problem(section, "port", format!("is of no use with a Unix socket as `host`: {advice}"));
-    } else if !name.starts_with(SOCKET_NAME) {
+    } else if !name.starts_with(POSTGRES_SOCKET) {
         let text = format!(
-            "\"{path}\" is taken for the socket itself: PostgreSQL's is named {SOCKET_NAME}5432 in its directory"
+            "\"{path}\" is taken for the socket itself: PostgreSQL's is named {POSTGRES_SOCKET}5432 in its directory"
         );
         report.note(section, "host", text);
     }
@@ -118,20 +116,7 @@ fn read_target(host: Option<&HostOrSocket>, section: &mut Section, report: &mut 
 }
 
 fn read_forward(section: &mut Section, report: &mut Report) -> Option<ForwardPlan> {
-    let listen: Option<Vec<ListenAddress>> = section.require("listen", report);
-    let allow_remote_clients = section.get_or("allow_remote_clients", false, report);
-    let listen: Option<Vec<_>> =
-        listen.map(|list| list.into_iter().map(|ListenAddress(address)| address).collect());
-    for address in listen.iter().flatten() {
-        report.listener(section, "listen", *address);
-    }
-    let remote = listen.iter().flatten().find(|address| !address.ip().is_loopback());
-    if let (Some(address), false) = (remote, allow_remote_clients) {
-        let text = format!(
-            "{address} can be reached from other machines: listen on 127.0.0.1, or write allow_remote_clients = true"
-        );
-        report.problem(section, "listen", text);
-    }
+    let listen = listen::read(section, report);
     let mut hold = section.section("hold", "hold = { timeout = \"30s\" }", report);
     let hold_timeout = hold.get_or("timeout", Duration::from_secs(30), report);
     let hold_max: Whole<0, 1_000_000> = hold.get_or("max", Whole(500), report);

@@ -1,5 +1,6 @@
 //! What the daemon shall do, in checked and typed form. Each unit gets its slice of it, never the whole.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use super::LogFilter;
 use crate::backoff::Bounds;
 use crate::host_keys::Fingerprint;
 use crate::ids::{HostPort, Name, Target};
+use crate::local::LocalAddress;
 use crate::placement::PoolBounds;
 use crate::secret::SecretSource;
 
@@ -194,11 +196,42 @@ pub struct DatabasePlan {
     pub probe: ProbePlan,
 }
 
+/// Where clients connect, and who may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenPlan {
+    /// At least one.
+    pub at: Vec<ListenAt>,
+    /// The mode of the Unix sockets made for it.
+    pub socket_mode: u32,
+    /// Their group; the daemon's own if none.
+    pub socket_group: Option<String>,
+    /// Listeners may be reached from other machines.
+    pub allow_remote_clients: bool,
+}
+
+/// A listener: one that is made, or one that is there already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAt {
+    /// One of our own.
+    Address(LocalAddress),
+    /// Those that systemd hands over under this name.
+    Systemd(String),
+}
+
+impl fmt::Display for ListenAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Systemd(name) => write!(f, "systemd:{name}"),
+        }
+    }
+}
+
 /// How clients of a database are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardPlan {
-    /// Local addresses, at least one.
-    pub listen: Vec<SocketAddr>,
+    /// Where clients connect.
+    pub listen: ListenPlan,
     /// How long a client is held; zero = it is answered at once.
     pub hold_timeout: Duration,
     /// How many are held at a time.

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::env::split_paths;
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use config::{Value, ValueKind};
 
+use super::plan::ListenAt;
 use super::sources::ENVIRONMENT;
 use super::values::Setting;
 use super::{Effective, Note, Problem, Surroundings};
@@ -69,9 +69,9 @@ impl Report {
         self.problems.push(Problem { source, key, text });
     }
 
-    pub(super) fn listener(&mut self, section: &Section, key: &str, address: SocketAddr) {
+    pub(super) fn listener(&mut self, section: &Section, key: &str, at: ListenAt) {
         let source = section.source_of(key).to_owned();
-        self.listeners.push(Listener { address, source, key: section.path_of(key) });
+        self.listeners.push(Listener { at, source, key: section.path_of(key) });
     }
 
     pub(super) fn note(&mut self, section: &Section, key: &str, text: impl Into<String>) {
@@ -79,9 +79,9 @@ impl Report {
     }
 }
 
-/// An address that is listened on, and the key that says so.
+/// What is listened on, and the key that says so.
 pub(super) struct Listener {
-    pub(super) address: SocketAddr,
+    pub(super) at: ListenAt,
     pub(super) source: String,
     pub(super) key: String,
 }

@@ -4,30 +4,45 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::plan::{BastionPlan, Plan};
+use super::plan::{BastionPlan, ListenAt, Plan};
 use super::reader::{Listener, Report};
 use super::{Note, Problem};
 use crate::ids::Name;
+use crate::local::LocalAddress;
 
 /// Two listeners of ours cannot have one address.
 pub(super) fn refuse_shared_addresses(report: &mut Report) {
     let listeners = std::mem::take(&mut report.listeners);
-    for (index, Listener { address, source, key }) in listeners.iter().enumerate() {
+    for (index, Listener { at, source, key }) in listeners.iter().enumerate() {
         let mut earlier = listeners.iter().take(index);
-        let Some(other) = earlier.find(|other| clash(other.address, *address)) else { continue };
-        let text = if other.address != *address {
-            format!("{address} is taken by {} already ({}): choose another port", other.key, other.address)
+        let Some(other) = earlier.find(|other| clash(&other.at, at)) else { continue };
+        let advice = match at {
+            ListenAt::Address(LocalAddress::Tcp(_)) => "choose another port",
+            ListenAt::Address(LocalAddress::Unix(_)) => "choose another path",
+            ListenAt::Systemd(_) => "give each database a socket of its own",
+        };
+        let text = if other.at != *at {
+            format!("{at} is taken by {} already ({}): {advice}", other.key, other.at)
         } else if other.key != *key {
-            format!("{address} is taken by {} already: choose another port", other.key)
+            format!("{at} is taken by {} already: {advice}", other.key)
         } else {
-            format!("{address} stands twice in this list")
+            format!("{at} stands twice in this list")
         };
         report.problem_at(source.clone(), key.clone(), text);
     }
 }
 
+fn clash(one: &ListenAt, other: &ListenAt) -> bool {
+    match (one, other) {
+        (ListenAt::Address(LocalAddress::Tcp(one)), ListenAt::Address(LocalAddress::Tcp(other))) => {
+            ports_clash(*one, *other)
+        }
+        (one, other) => one == other,
+    }
+}
+
 /// IPv6 listeners take no IPv4 clients, and port 0 is another one each time.
-fn clash(one: SocketAddr, other: SocketAddr) -> bool {
+fn ports_clash(one: SocketAddr, other: SocketAddr) -> bool {
     let all = |address: SocketAddr| address.ip().is_unspecified();
     one.port() != 0
         && one.port() == other.port()

@@ -1,6 +1,5 @@
 //! The kinds of values a key may have: how each is read from TOML or from an environment variable, and shown.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ pub(super) trait Setting: Sized {
     fn show(&self) -> Json;
 }
 
-fn kind_of(kind: &ValueKind) -> &'static str {
+pub(super) fn kind_of(kind: &ValueKind) -> &'static str {
     match kind {
         ValueKind::Nil => "nothing",
         ValueKind::Boolean(_) => "true or false",
@@ -40,7 +39,7 @@ fn found(given: &Given<'_>) -> String {
     }
 }
 
-fn text<'a>(given: &'a Given<'_>, expected: &str) -> Result<&'a str, String> {
+pub(super) fn text<'a>(given: &'a Given<'_>, expected: &str) -> Result<&'a str, String> {
     match &given.value.kind {
         ValueKind::String(text) => Ok(text),
         other => Err(format!("is {}: write {expected} in quotes", kind_of(other))),
@@ -271,53 +270,6 @@ impl Setting for BastionName {
     }
     fn show(&self) -> Json {
         json!(self.0.as_str())
-    }
-}
-
-/// An address to listen on.
-#[derive(Clone, Copy)]
-pub(super) struct ListenAddress(pub(super) SocketAddr);
-
-impl Setting for ListenAddress {
-    fn read(given: &Given<'_>) -> Result<Self, String> {
-        let text = text(given, "ADDRESS:PORT")?;
-        if let Ok(address) = text.parse::<SocketAddr>() {
-            return match address.ip().to_canonical() {
-                ip if ip == address.ip() => Ok(Self(address)),
-                ip => Err(format!(
-                    "\"{text}\" is an IPv4 address written as IPv6: write \"{ip}:{}\"",
-                    address.port()
-                )),
-            };
-        }
-        match text.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok()) {
-            Some(port) => Err(format!(
-                "\"{text}\" names a host: write the address, \"127.0.0.1:{port}\" or \"[::1]:{port}\""
-            )),
-            None => Err(format!(
-                "\"{}\" is not an address to listen on: write ADDRESS:PORT, such as \"127.0.0.1:15432\"",
-                text.escape_debug()
-            )),
-        }
-    }
-    fn show(&self) -> Json {
-        json!(self.0.to_string())
-    }
-}
-
-/// An address to listen on, or `"off"`.
-#[derive(Clone, Copy)]
-pub(super) struct ListenOrOff(pub(super) Option<SocketAddr>);
-
-impl Setting for ListenOrOff {
-    fn read(given: &Given<'_>) -> Result<Self, String> {
-        if matches!(&given.value.kind, ValueKind::String(text) if text == "off") {
-            return Ok(Self(None));
-        }
-        ListenAddress::read(given).map(|ListenAddress(address)| Self(Some(address)))
-    }
-    fn show(&self) -> Json {
-        self.0.map_or(json!("off"), |address| json!(address.to_string()))
     }
 }
 

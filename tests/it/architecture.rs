@@ -9,7 +9,7 @@ use std::process::Command;
 const MAX_LINES: usize = 500;
 
 /// Outside crates that only some modules may name.
-const DOORS: [(&str, &[&str]); 8] = [
+const DOORS: [(&str, &[&str]); 9] = [
     ("russh", &["ssh"]),
     ("tokio_postgres", &["postgres"]),
     ("prometheus", &["metrics"]),
@@ -18,6 +18,7 @@ const DOORS: [(&str, &[&str]); 8] = [
     ("config", &["settings"]),
     ("tracing_subscriber", &["telemetry"]),
     ("clap", &["cli"]),
+    ("sd_listen_fds", &["listener"]),
 ];
 
 /// What the floors below the settings must not touch.

@@ -32,7 +32,7 @@ fn conf_d_and_the_environment_are_laid_over_the_file() {
     assert_eq!(settings.plan.http.listen, None);
     assert_eq!(settings.plan.bastions[0].at.port, 2222);
     assert!(!settings.plan.daemon.generate_keys);
-    assert_eq!(settings.plan.databases[0].forward.listen.len(), 2);
+    assert_eq!(settings.plan.databases[0].forward.listen.at.len(), 2);
     let login = settings.plan.databases[0].probe.login.as_ref().unwrap();
     assert!(
         matches!(login.password.as_ref().unwrap(), SecretSource::Plain(secret) if secret.expose() == "007")

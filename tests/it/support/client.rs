@@ -81,19 +81,29 @@ async fn hear_until(socket: &mut TcpStream, heard: &mut Vec<u8>, words: &[u8]) -
 
 /// psql through a forward.
 pub fn psql(address: SocketAddr, parameters: &str, sql: &str) -> Command {
+    psql_on(&address.ip().to_string(), address.port(), parameters, sql)
+}
+
+/// psql on a host, or on the socket for this port in a directory.
+pub fn psql_on(host: &str, port: u16, parameters: &str, sql: &str) -> Command {
     let mut command = Command::new(find("psql"));
     command
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql])
-        .arg(format!("host={} port={} dbname={DATABASE} {parameters}", address.ip(), address.port()))
+        .arg(format!("host={host} port={port} dbname={DATABASE} {parameters}"))
         .stdin(Stdio::null());
     command
 }
 
 /// Runs psql; what it printed, or what it complained of.
 pub fn run_psql(address: SocketAddr, parameters: &str, sql: &str) -> Result<String, String> {
-    let output = psql(address, parameters, sql).output().unwrap();
+    said(&mut psql(address, parameters, sql))
+}
+
+/// Runs a command; what it printed, or what it complained of.
+pub fn said(command: &mut Command) -> Result<String, String> {
+    let output = command.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }

@@ -71,7 +71,9 @@ impl Daemon {
         let mut child = command.spawn().unwrap();
         let (log, other) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
         collect(child.stderr.take().unwrap(), &log, &other);
-        collect(child.stdout.take().unwrap(), &log, &other);
+        if let Some(stdout) = child.stdout.take() {
+            collect(stdout, &log, &other);
+        }
         let http = eventually("the daemon has started", || {
             if let Some(status) = child.try_wait().unwrap() {
                 panic!("the daemon ended with {status}: {:?} {}", log.lock().unwrap(), other.lock().unwrap());

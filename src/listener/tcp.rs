@@ -1,0 +1,52 @@
+//! Listening on TCP addresses.
+
+use std::io;
+use std::net::SocketAddr;
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{BACKLOG, Listener};
+use crate::failure::plain;
+use crate::local::LocalAddress;
+
+pub(super) fn bind(address: SocketAddr) -> Result<(Listener, LocalAddress), String> {
+    let listener = listen(address).map_err(|error| explain(&error))?;
+    let bound = listener.local_addr().unwrap_or(address);
+    Ok((Listener::Tcp(listener), LocalAddress::Tcp(bound)))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the kernel to forget the last run's connections.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // So that 0.0.0.0 and [::] can be listed side by side.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "is in use by another program: stop it, or listen elsewhere".to_owned(),
+        io::ErrorKind::AddrNotAvailable => {
+            "is not an address of this machine: listen on 127.0.0.1, or on one that is".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "may not be bound by this user: choose a port above 1023".to_owned()
+        }
+        _ => format!("cannot be bound: {}", plain(error)),
+    }
+}
+
+/// Sets up a connection that was accepted.
+pub(super) fn tune(socket: &TcpStream) {
+    let options = SockRef::from(socket);
+    // A kernel that refuses an option serves us less well, but serves.
+    let _ = options.set_tcp_nodelay(true);
+    let _ = options.set_keepalive(true);
+}

@@ -1,0 +1,142 @@
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::*;
+
+fn plan(at: Vec<LocalAddress>) -> ListenPlan {
+    let at = at.into_iter().map(ListenAt::Address).collect();
+    ListenPlan { at, socket_mode: 0o660, socket_group: None, allow_remote_clients: false }
+}
+
+fn bind(at: Vec<LocalAddress>) -> Result<Bound, String> {
+    Bound::bind(&plan(at), &Inherited::default()).map_err(|error| error.to_string())
+}
+
+fn socket(path: &Path) -> Result<Bound, String> {
+    bind(vec![LocalAddress::Unix(path.to_owned())])
+}
+
+fn place() -> (TempDir, PathBuf) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join(".s.PGSQL.5432");
+    (dir, path)
+}
+
+#[tokio::test]
+async fn all_addresses_accept() {
+    let (_dir, path) = place();
+    let tcp = ["127.0.0.1:0", "[::1]:0"].map(|any| LocalAddress::Tcp(any.parse().unwrap()));
+    let mut bound = bind([&tcp[..], &[LocalAddress::Unix(path)]].concat()).unwrap();
+    for address in bound.addresses().to_vec() {
+        let from = match &address {
+            LocalAddress::Tcp(address) => {
+                assert_ne!(address.port(), 0);
+                Peer::Tcp(TcpStream::connect(address).await.unwrap().local_addr().unwrap())
+            }
+            LocalAddress::Unix(path) => {
+                UnixStream::connect(path).await.unwrap();
+                let command = fs::read_to_string("/proc/self/comm").unwrap().trim().to_owned();
+                let uid = nix::unistd::geteuid().as_raw();
+                Peer::Process { pid: Some(std::process::id()), command: Some(command), uid }
+            }
+        };
+        assert_eq!(bound.accept().await.1, from);
+    }
+}
+
+#[tokio::test]
+async fn a_taken_address_is_named() {
+    let first = Bound::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let taken = first.addresses()[0].clone();
+    let error = bind(vec![taken.clone()]).unwrap_err();
+    assert_eq!(error, format!("{taken} is in use by another program: stop it, or listen elsewhere"));
+
+    let (_dir, path) = place();
+    let _first = socket(&path).unwrap();
+    let error = socket(&path).unwrap_err();
+    let path = path.display();
+    assert_eq!(error, format!("unix:{path} is in use by another program: stop it, or listen elsewhere"));
+    assert!(std::os::unix::net::UnixStream::connect(path.to_string()).is_ok());
+}
+
+#[tokio::test]
+async fn a_socket_has_its_mode_and_is_removed_in_the_end() {
+    let (_dir, path) = place();
+    for mode in [0o600, 0o660, 0o666, 0o777] {
+        let plan = ListenPlan { socket_mode: mode, ..plan(vec![LocalAddress::Unix(path.clone())]) };
+        let bound = Bound::bind(&plan, &Inherited::default()).unwrap();
+        assert_eq!(fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o7777, mode);
+        drop(bound);
+        assert!(!path.exists());
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_else_has_put_there_stays() {
+    let (_dir, path) = place();
+    let bound = socket(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    drop(bound);
+    assert!(fs::symlink_metadata(&path).unwrap().file_type().is_socket());
+}
+
+#[tokio::test]
+async fn what_nobody_listens_on_is_replaced() {
+    let (_dir, path) = place();
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let mut bound = socket(&path).unwrap();
+    let (client, accepted) = tokio::join!(UnixStream::connect(&path), bound.accept());
+    client.unwrap();
+    assert!(matches!(accepted.0, Socket::Unix(_)));
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_is_named_and_stays() {
+    let (dir, path) = place();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("file"), "precious").unwrap();
+    symlink("file", at("link")).unwrap();
+    let datagram = std::os::unix::net::UnixDatagram::bind(at("datagram")).unwrap();
+    fs::create_dir(at("directory")).unwrap();
+    for (name, expected) in [
+        ("file", "is the name of a file that is no socket: move it away, or listen elsewhere"),
+        ("link", "is the name of a file that is no socket"),
+        ("datagram", "is in use by another program"),
+        ("directory", "is a directory: name the socket in it, such as unix:"),
+        ("missing/socket", "cannot be made: there is no directory "),
+        ("file/socket", "cannot be made: there is no directory "),
+    ] {
+        let error = socket(&at(name)).unwrap_err();
+        let full = format!("unix:{} {expected}", at(name).display());
+        assert!(error.starts_with(&full), "{error}");
+    }
+    assert_eq!(fs::read_to_string(at("file")).unwrap(), "precious");
+    drop(datagram);
+    let plan = plan(vec![LocalAddress::Unix(path.clone())]);
+    let plan = ListenPlan { socket_group: Some("no such group".to_owned()), ..plan };
+    let error = Bound::bind(&plan, &Inherited::default()).unwrap_err().to_string();
+    assert!(error.contains("there is no group \"no such group\": make it (groupadd)"), "{error}");
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_to_is_named() {
+    for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem] {
+        let text = unix::explain(&io::Error::from(kind), Path::new("/run/x/.s.PGSQL.5432"));
+        assert_eq!(text, "cannot be made: this user may not write to /run/x: let it, or listen elsewhere");
+    }
+}
+
+#[tokio::test]
+async fn systemd_has_to_hand_over_what_is_listened_on() {
+    let plan = ListenPlan { at: vec![ListenAt::Systemd("analytics".to_owned())], ..plan(Vec::new()) };
+    let error = Bound::bind(&plan, &Inherited::default()).unwrap_err().to_string();
+    let expected = "systemd:analytics was not handed over: start the daemon by its socket unit (FileDescriptorName=analytics)";
+    assert_eq!(error, expected);
+}
