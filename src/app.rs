@@ -21,7 +21,7 @@ use crate::forward::{MAX_TOLD, Room};
 use crate::http;
 use crate::ids::Name;
 use crate::lanes::Lanes;
-use crate::listener::{BindError, Bound, Inherited};
+use crate::listener::{BindError, Bound, Claim, Claims, Inherited};
 use crate::local::LocalAddress;
 use crate::metrics::Metrics;
 use crate::settings::plan::{DatabasePlan, ListenAt, Plan};
@@ -90,7 +90,7 @@ pub struct Daemon {
     plan: Plan,
     board: Arc<Board>,
     supervisor: Supervisor,
-    inherited: Inherited,
+    claims: Claims,
     metrics: Arc<Metrics>,
     memory: Arc<BufferMemory>,
     allow_remote_status: Arc<AtomicBool>,
@@ -105,15 +105,16 @@ impl Daemon {
     /// The first listener that cannot be bound; nothing runs then.
     pub fn start(settings: &Settings, lanes: &Arc<Lanes>, inherited: Inherited) -> Result<Self, StartError> {
         let plan = settings.plan.clone();
-        let databases = bind_databases(&plan, &inherited)?;
+        let claims = Claims::new(inherited);
+        let databases = stake(&claims, plan.databases.iter())?;
         let http = plan.http.listen.map(Bound::tcp).transpose();
         let http = http.map_err(|error| StartError::Bind("http.listen".to_owned(), error))?;
         let metrics = Arc::new(Metrics::new().map_err(|error| StartError::System(error.to_string()))?);
         let board = Arc::new(Board::default());
         settings.notes.iter().for_each(warn_of);
-        note_unused(&plan, &inherited);
+        note_unused(&plan, claims.inherited());
         let memory = BufferMemory::new(plan.daemon.buffer_memory);
-        let listening: Vec<String> = databases.iter().map(|(name, bound)| describe(name, bound)).collect();
+        let listening: Vec<String> = databases.iter().map(|(name, claims)| describe(name, claims)).collect();
         let mut supervisor = Supervisor::new(supervisor::Parts {
             lanes: Arc::clone(lanes),
             metrics: Arc::clone(&metrics),
@@ -130,7 +131,7 @@ impl Daemon {
         let allow_remote_status = Arc::new(AtomicBool::new(plan.http.allow_remote_status));
         let mut address = None;
         if let Some(bound) = http {
-            address = bound.addresses().first().and_then(LocalAddress::tcp);
+            address = bound.addresses().next().and_then(LocalAddress::tcp);
             tokio::spawn(http::serve(
                 bound,
                 Arc::clone(&allow_remote_status),
@@ -146,7 +147,7 @@ impl Daemon {
             plan,
             board,
             supervisor,
-            inherited,
+            claims,
             metrics,
             memory,
             allow_remote_status,
@@ -203,12 +204,19 @@ fn warn_of(note: &Note) {
     warn!(key = note.key, "{}", note.text);
 }
 
-fn bind_databases(plan: &Plan, inherited: &Inherited) -> Result<BTreeMap<Name, Bound>, StartError> {
-    let bind = |database: &Arc<DatabasePlan>| match Bound::bind(&database.forward.listen, inherited) {
-        Ok(bound) => Ok((database.name.clone(), bound)),
+/// The addresses of databases.
+type Staked = BTreeMap<Name, Vec<Arc<Claim>>>;
+
+/// Claims every address of these databases, or none.
+fn stake<'a>(
+    claims: &Claims,
+    databases: impl Iterator<Item = &'a Arc<DatabasePlan>>,
+) -> Result<Staked, StartError> {
+    let stake = |database: &Arc<DatabasePlan>| match claims.stake(&database.forward.listen) {
+        Ok(claims) => Ok((database.name.clone(), claims)),
         Err(error) => Err(StartError::Bind(format!("databases.{}.listen", database.name), error)),
     };
-    plan.databases.iter().map(bind).collect()
+    databases.map(stake).collect()
 }
 
 /// Connections to a socket that nobody serves would wait for ever.
@@ -224,8 +232,8 @@ fn note_unused(plan: &Plan, inherited: &Inherited) {
     }
 }
 
-fn describe(name: &Name, bound: &Bound) -> String {
-    let addresses: Vec<String> = bound.addresses().iter().map(ToString::to_string).collect();
+fn describe(name: &Name, claims: &[Arc<Claim>]) -> String {
+    let addresses: Vec<String> = claims.iter().map(|claim| claim.address().to_string()).collect();
     format!("{name} on {}", addresses.join(" and "))
 }
 

@@ -13,17 +13,20 @@ mod reach;
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::clock::{OnceAMinute, now};
 use crate::dial::{Dial, Route};
-use crate::failure::Cause;
+use crate::failure::{Cause, plain};
 use crate::ids::Name;
-use crate::listener::Bound;
+use crate::listener::{Bound, Claim};
+use crate::local::LocalAddress;
 use crate::metrics::{DatabaseMetrics, Outcome};
 use crate::pgwire::SqlState;
 use crate::settings::plan::DatabasePlan;
@@ -35,6 +38,9 @@ use reach::Reach;
 
 /// Clients beyond a limit that are told so at a time; the rest is turned away without a word.
 pub const MAX_TOLD: usize = 64;
+
+/// How long to wait when the system has no descriptors left for a listener.
+const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Room for the clients of all forwards: each takes a descriptor of the process, which has other uses for some.
 #[derive(Clone, Debug)]
@@ -56,8 +62,8 @@ impl Room {
 pub struct Parts<D> {
     /// The database and the ways to it, as the configuration has them at the moment.
     pub route: watch::Receiver<Arc<Route<D>>>,
-    /// Its listeners.
-    pub bound: Bound,
+    /// Where it listens at the moment; nowhere once it shall take no new clients.
+    pub claims: watch::Receiver<Vec<Arc<Claim>>>,
     /// Its series.
     pub metrics: Arc<DatabaseMetrics>,
     /// Who is at the other end of a local connection.
@@ -111,29 +117,44 @@ impl<D: Dial> Shared<D> {
 pub struct Unit<D> {
     shared: Arc<Shared<D>>,
     drain: CancellationToken,
-    /// Until it drains. A run that breaks leaves them to the next.
-    bound: Mutex<Option<Bound>>,
+    claims: watch::Receiver<Vec<Arc<Claim>>>,
 }
 
 /// A forward's state, and the unit that gives it life.
 pub fn new<D: Dial>(parts: Parts<D>) -> (watch::Receiver<ForwardState>, Unit<D>) {
-    let Parts { route, bound, metrics, sockets, room, drain, cut } = parts;
+    let Parts { route, claims, metrics, sockets, room, drain, cut } = parts;
     let database = route.borrow().plan.name.clone();
-    let listening = bound.addresses().to_vec();
-    let state = ForwardState { listening, accepting: true, ..ForwardState::default() };
+    let state =
+        ForwardState { listening: addresses(&claims.borrow()), accepting: true, ..ForwardState::default() };
     let (state, receiver) = watch::channel(state);
     let reach = Reach::new(database.clone(), Arc::clone(&metrics), state.clone());
     let turned_away = OnceAMinute::default();
     let shared = Arc::new(Shared { database, route, metrics, sockets, state, cut, room, turned_away, reach });
-    (receiver, Unit { shared, drain, bound: Mutex::new(Some(bound)) })
+    (receiver, Unit { shared, drain, claims })
 }
 
 impl<D: Dial> Unit<D> {
+    /// Begins to accept from what is claimed at the moment.
+    async fn accept_from(&self, claims: &mut watch::Receiver<Vec<Arc<Claim>>>) -> Bound {
+        loop {
+            let claimed = claims.borrow_and_update().clone();
+            self.shared.state.send_modify(|state| state.listening = addresses(&claimed));
+            match Bound::new(claimed) {
+                Ok(bound) => return bound,
+                Err(error) => {
+                    let (database, hint) = (&self.shared.database, Cause::ClientLimit.hint());
+                    error!(%database, error = plain(&error), hint, "the forward cannot accept clients yet");
+                    sleep(LISTEN_AGAIN_AFTER).await;
+                }
+            }
+        }
+    }
+
     /// Serves clients until it is told to drain and the last one has gone. May be called again after it broke.
     pub async fn run(&self) {
-        let mut listeners = self.bound.lock().await;
-        let Some(bound) = listeners.as_mut() else { return };
         let shared = &self.shared;
+        let mut claims = self.claims.clone();
+        let mut bound = self.accept_from(&mut claims).await;
         let roll = shared.state.borrow().clients.clone();
         let mut clients = JoinSet::new();
         let mut next_id = 1;
@@ -144,6 +165,7 @@ impl<D: Dial> Unit<D> {
                 () = self.drain.cancelled() => break,
                 Some(ended) = clients.join_next() => report_panic(shared, ended),
                 () = &mut uptime => {}
+                Ok(()) = claims.changed() => bound = self.accept_from(&mut claims).await,
                 (socket, peer) = bound.accept() => {
                     // Only a good end is shown as one (`answer::finish`).
                     socket.reset_on_drop(true);
@@ -165,12 +187,17 @@ impl<D: Dial> Unit<D> {
                 }
             }
         }
-        *listeners = None;
+        drop(bound);
         shared.state.send_modify(|state| state.accepting = false);
         while let Some(ended) = clients.join_next().await {
             report_panic(shared, ended);
         }
     }
+}
+
+/// Where clients connect.
+fn addresses(claims: &[Arc<Claim>]) -> Vec<LocalAddress> {
+    claims.iter().map(|claim| claim.address().clone()).collect()
 }
 
 fn report_panic<D>(shared: &Shared<D>, ended: Result<(), tokio::task::JoinError>) {

@@ -50,7 +50,7 @@ pub async fn serve(
     board: Arc<Board>,
     stop: CancellationToken,
 ) {
-    let loopback = bound.addresses().iter().all(LocalAddress::is_local);
+    let loopback = bound.addresses().all(LocalAddress::is_local);
     let routes = Arc::new(Routes { metrics, board, loopback, allow_remote_status });
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {

@@ -1,6 +1,10 @@
 //! Local listeners: bound before anything else starts, accepting through the system's passing shortages. TCP
 //! addresses and Unix sockets of our own, and sockets that systemd hands over.
+//!
+//! An address that is ours is a [`Claim`]; whoever holds it may accept from it. So an address can go from one forward to
+//! another, and no client is refused in between.
 
+mod claims;
 mod inherited;
 mod tcp;
 mod unix;
@@ -9,6 +13,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,10 +23,10 @@ use tracing::warn;
 use crate::clock::OnceAMinute;
 use crate::failure::plain;
 use crate::local::{LocalAddress, Peer};
-use crate::settings::plan::{ListenAt, ListenPlan};
+use crate::settings::plan::ListenAt;
 use crate::socket::Socket;
+pub use claims::{Claim, Claims};
 pub use inherited::Inherited;
-use unix::SocketFile;
 
 /// Connections that the kernel may keep for us; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -47,11 +52,7 @@ impl fmt::Display for BindError {
 #[derive(Debug)]
 enum Listener {
     Tcp(TcpListener),
-    Unix {
-        /// Of a socket of our own. It goes first: while the listener is open, no other file can be taken for it.
-        _file: Option<SocketFile>,
-        listener: UnixListener,
-    },
+    Unix(UnixListener),
 }
 
 impl Listener {
@@ -61,7 +62,7 @@ impl Listener {
                 tcp::tune(&socket);
                 (Socket::Tcp(socket), Peer::Tcp(peer))
             }),
-            Self::Unix { listener, .. } => ready!(listener.poll_accept(context)).map(|(socket, _)| {
+            Self::Unix(listener) => ready!(listener.poll_accept(context)).map(|(socket, _)| {
                 let peer = unix::peer(&socket);
                 (Socket::Unix(socket), peer)
             }),
@@ -69,50 +70,37 @@ impl Listener {
     }
 }
 
-/// Bound listeners, at least one.
+/// Accepts from claims, on the runtime on which it was made.
 #[derive(Debug)]
 pub struct Bound {
+    claims: Vec<Arc<Claim>>,
     listeners: Vec<Listener>,
-    addresses: Vec<LocalAddress>,
     shortage: OnceAMinute,
 }
 
 impl Bound {
-    /// Binds all that a plan names, or none. Must be called within a runtime.
+    /// Begins to accept from the claims. Must be called within a runtime.
     ///
     /// # Errors
-    /// The first that cannot be bound.
-    pub fn bind(plan: &ListenPlan, inherited: &Inherited) -> Result<Self, BindError> {
-        let mut bound =
-            Self { listeners: Vec::new(), addresses: Vec::new(), shortage: OnceAMinute::default() };
-        for at in &plan.at {
-            let listeners = match at {
-                ListenAt::Address(LocalAddress::Tcp(address)) => tcp::bind(*address).map(|one| vec![one]),
-                ListenAt::Address(LocalAddress::Unix(path)) => unix::bind(path, plan).map(|one| vec![one]),
-                ListenAt::Systemd(name) => inherited.named(name, plan.allow_remote_clients),
-            };
-            for (listener, address) in listeners.map_err(|why| BindError { at: at.clone(), why })? {
-                bound.listeners.push(listener);
-                bound.addresses.push(address);
-            }
-        }
-        Ok(bound)
+    /// When the system has no more descriptors.
+    pub fn new(claims: Vec<Arc<Claim>>) -> io::Result<Self> {
+        let listeners = claims.iter().map(|claim| claim.listener()).collect::<io::Result<_>>()?;
+        Ok(Self { claims, listeners, shortage: OnceAMinute::default() })
     }
 
-    /// Binds one TCP address.
+    /// Binds one TCP address. Must be called within a runtime.
     ///
     /// # Errors
     /// When it cannot be bound.
     pub fn tcp(address: SocketAddr) -> Result<Self, BindError> {
-        let at = vec![ListenAt::Address(LocalAddress::Tcp(address))];
-        let plan = ListenPlan { at, socket_mode: 0, socket_group: None, allow_remote_clients: true };
-        Self::bind(&plan, &Inherited::default())
+        let at = ListenAt::Address(LocalAddress::Tcp(address));
+        let claim = tcp::bind(address).map_err(|why| BindError { at: at.clone(), why })?;
+        Self::new(vec![Arc::new(claim)]).map_err(|error| BindError { at, why: plain(&error) })
     }
 
-    /// Where it listens, with the real port where the configuration said 0.
-    #[must_use]
-    pub fn addresses(&self) -> &[LocalAddress] {
-        &self.addresses
+    /// Where it listens.
+    pub fn addresses(&self) -> impl Iterator<Item = &LocalAddress> {
+        self.claims.iter().map(|claim| claim.address())
     }
 
     /// Waits for the next client. The future may be dropped at any time.
@@ -124,7 +112,7 @@ impl Bound {
                 Err(error) => {
                     if self.shortage.is_due() {
                         warn!(
-                            listen = %self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+                            listen = %self.addresses().map(ToString::to_string).collect::<Vec<_>>().join(" "),
                             error = plain(&error),
                             hint = "raise the daemon's limits, LimitNOFILE (ulimit -n) above all",
                             "clients have to wait: the system lets no more in"

@@ -20,7 +20,7 @@ use crate::board::Board;
 use crate::forward::Room;
 use crate::ids::Name;
 use crate::lanes::Lanes;
-use crate::listener::Bound;
+use crate::listener::Claim;
 use crate::metrics::{BastionMetrics, DatabaseMetrics, Metrics};
 use crate::settings::plan::{BastionPlan, DatabasePlan, Plan};
 use crate::socket_table::SocketTable;
@@ -114,11 +114,11 @@ impl Supervisor {
         }
     }
 
-    /// Makes what runs into what the plan wants, and touches nothing that is the same. `bound` has the listeners of
-    /// databases that are new.
-    pub fn apply(&mut self, plan: &Plan, mut bound: BTreeMap<Name, Bound>) {
+    /// Makes what runs into what the plan wants, and touches nothing that is the same. `claims` are the
+    /// addresses of databases that are new or listen elsewhere.
+    pub fn apply(&mut self, plan: &Plan, mut claims: BTreeMap<Name, Vec<Arc<Claim>>>) {
         self.apply_bastions(plan);
-        self.apply_databases(plan, &mut bound);
+        self.apply_databases(plan, &mut claims);
         self.remove_databases(plan);
         self.remove_bastions(plan);
     }
@@ -132,6 +132,7 @@ impl Supervisor {
     /// `hurry`, cuts the rest, and closes the sessions in good order.
     pub async fn end(mut self, patience: Duration, hurry: CancellationToken) {
         self.drain.cancel();
+        self.databases.values().for_each(RunningDatabase::close);
         let clients = self.clients();
         if clients > 0 {
             info!(clients, patience_s = patience.as_secs(), "waiting for clients to finish");

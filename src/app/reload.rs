@@ -1,17 +1,15 @@
 //! Another configuration while the daemon runs: all of it is checked and bound first, and then the difference is applied. A
 //! failure changes nothing.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use tracing::{error, info, warn};
 
-use super::{Daemon, StartError, warn_of};
+use super::{Daemon, Staked, StartError, stake, warn_of};
 use crate::files;
-use crate::ids::Name;
-use crate::listener::Bound;
-use crate::settings::plan::Plan;
+use crate::settings::plan::{DatabasePlan, Plan};
 use crate::settings::{self, Problem, Settings, Surroundings};
 use crate::snapshot::Stamp;
 use crate::telemetry::Telemetry;
@@ -22,9 +20,9 @@ impl Daemon {
     pub(super) async fn reload(&mut self, surroundings: &Surroundings, telemetry: &Telemetry) {
         let at = Stamp(SystemTime::now());
         match self.prepare(surroundings).await {
-            Ok((settings, bound)) => {
+            Ok((settings, claims)) => {
                 settings.notes.iter().for_each(warn_of);
-                self.apply(settings.plan, bound, telemetry);
+                self.apply(settings.plan, claims, telemetry);
                 self.metrics.configuration_loaded(at);
                 self.board.set_configuration(at, Vec::new());
                 info!("the configuration has been reloaded");
@@ -41,21 +39,18 @@ impl Daemon {
     }
 
     /// Everything that can fail.
-    async fn prepare(
-        &self,
-        surroundings: &Surroundings,
-    ) -> Result<(Settings, BTreeMap<Name, Bound>), Vec<String>> {
+    async fn prepare(&self, surroundings: &Surroundings) -> Result<(Settings, Staked), Vec<String>> {
         let state_dir_in_use = Some(self.plan.daemon.state_dir.clone());
         let surroundings = Surroundings { state_dir_in_use, ..surroundings.clone() };
         let read = files::read_aside(move || settings::load(&surroundings)).await;
         let read = read.map_err(|text| vec![format!("the configuration files: {text}")])?;
         let say = |problems: Vec<Problem>| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
         let settings = read.map_err(say)?;
-        let bound = self.bind_new(&settings.plan).map_err(|error| vec![error.to_string()])?;
-        Ok((settings, bound))
+        let claims = self.stake_new(&settings.plan).map_err(|error| vec![error.to_string()])?;
+        Ok((settings, claims))
     }
 
-    fn apply(&mut self, mut plan: Plan, bound: BTreeMap<Name, Bound>, telemetry: &Telemetry) {
+    fn apply(&mut self, mut plan: Plan, claims: Staked, telemetry: &Telemetry) {
         for (key, differs) in [
             ("http.listen", plan.http.listen != self.plan.http.listen),
             ("daemon.threads", plan.daemon.threads != self.plan.daemon.threads),
@@ -69,21 +64,15 @@ impl Daemon {
         telemetry.change(&plan.log);
         self.allow_remote_status.store(plan.http.allow_remote_status, Ordering::Relaxed);
         self.memory.set_limit(plan.daemon.buffer_memory);
-        self.supervisor.apply(&plan, bound);
+        self.supervisor.apply(&plan, claims);
         self.plan = plan;
     }
-
-    /// Binds what is listened on from now on.
-    fn bind_new(&self, plan: &Plan) -> Result<BTreeMap<Name, Bound>, StartError> {
-        let mut bound = BTreeMap::new();
-        for database in &plan.databases {
-            if self.plan.databases.iter().any(|old| old.name == database.name) {
-                continue;
-            }
-            let listeners = Bound::bind(&database.forward.listen, &self.inherited)
-                .map_err(|error| StartError::Bind(format!("databases.{}.listen", database.name), error))?;
-            bound.insert(database.name.clone(), listeners);
-        }
-        Ok(bound)
+    /// Claims the addresses of databases that are new, or listen elsewhere.
+    fn stake_new(&self, plan: &Plan) -> Result<Staked, StartError> {
+        let same = |new: &Arc<DatabasePlan>| {
+            let mut running = self.plan.databases.iter();
+            running.any(|old| old.name == new.name && old.forward.listen == new.forward.listen)
+        };
+        stake(&self.claims, plan.databases.iter().filter(|database| !same(database)))
     }
 }

@@ -10,7 +10,7 @@ use crate::dial::fake::{FakeDial, FarEnd, Sent};
 use crate::dial::{Arrival, Ways};
 use crate::failure::Failure;
 use crate::ids::{HostPort, Name, Target};
-use crate::listener::Inherited;
+use crate::listener::Claims;
 use crate::local::LocalAddress;
 use crate::metrics::Metrics;
 use crate::pgwire::SSL_REQUEST;
@@ -70,6 +70,7 @@ struct Case {
     second: FakeDial,
     state: watch::Receiver<ForwardState>,
     metrics: Metrics,
+    claims: watch::Sender<Vec<Arc<Claim>>>,
     drain: CancellationToken,
     cut: CancellationToken,
     life: tokio::task::JoinHandle<()>,
@@ -89,8 +90,9 @@ impl Case {
         let dials = [dial.clone(), second.clone()];
         let ways = Ways::new(plan.bastions.iter().cloned().zip(dials).collect());
         let (_, route) = watch::channel(Arc::new(Route { plan: Arc::clone(&plan), ways }));
+        let (claims, staked) = watch::channel(Claims::default().stake(&plan.forward.listen).unwrap());
         let (state, unit) = new(Parts {
-            bound: Bound::bind(&plan.forward.listen, &Inherited::default()).unwrap(),
+            claims: staked,
             route,
             metrics: Arc::new(metrics.database(&plan.name, &plan.bastions)),
             sockets: Arc::default(),
@@ -99,7 +101,7 @@ impl Case {
             cut: cut.clone(),
         });
         let life = tokio::spawn(async move { unit.run().await });
-        Self { dial, second, state, metrics, drain, cut, life }
+        Self { dial, second, state, metrics, claims, drain, cut, life }
     }
 
     async fn connect(&self) -> TcpStream {
@@ -129,7 +131,7 @@ async fn eventually(mut condition: impl FnMut() -> bool) {
     let patience = Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(Instant::now() < patience, "it never came true");
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -416,9 +418,11 @@ async fn draining_waits_for_clients_and_cutting_ends_them() {
     let mut far = case.dial.answer();
     let mut client = case.connect().await;
     begin(&mut client, &mut far).await;
+    let address = case.state.borrow().listening[0].tcp().unwrap();
+    case.claims.send_replace(Vec::new());
     case.drain.cancel();
     eventually(|| !case.state.borrow().accepting).await;
-    let refused = TcpStream::connect(case.state.borrow().listening[0].tcp().unwrap()).await;
+    let refused = TcpStream::connect(address).await;
     assert!(refused.is_err(), "a new client was accepted");
     client.write_all(b"Q\0\0\0\x06;\0").await.unwrap();
     assert_eq!(far.hear(7).await, b"Q\0\0\0\x06;\0");
@@ -442,6 +446,6 @@ async fn results_are_whole_when_the_database_closes_first() {
     far.arrive(Arrival::Closed);
     // The client still talks while the result is under way, which must not destroy it.
     client.write_all(b"X\0\0\0\x04").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    sleep(Duration::from_millis(100)).await;
     assert_eq!(rest(&mut client).await.unwrap().len(), big.len());
 }

@@ -5,9 +5,8 @@ use std::os::fd::IntoRawFd;
 use std::path::Path;
 
 use socket2::{Domain, Socket, Type};
-use tokio::net::{TcpListener, UnixListener};
 
-use super::Listener;
+use super::Claim;
 use crate::failure::plain;
 use crate::local::LocalAddress;
 
@@ -59,17 +58,13 @@ impl Inherited {
         self.sockets.iter().map(|(name, _)| name.as_str())
     }
 
-    /// The listeners of this name: a socket unit may have several.
-    pub(super) fn named(
-        &self,
-        name: &str,
-        allow_remote_clients: bool,
-    ) -> Result<Vec<(Listener, LocalAddress)>, String> {
+    /// The sockets of this name: a socket unit may have several.
+    pub(super) fn named(&self, name: &str, allow_remote_clients: bool) -> Result<Vec<Claim>, String> {
         let mut sockets = self.sockets.iter().filter(|(known, _)| known == name).peekable();
         if sockets.peek().is_none() {
             return Err(self.explain_missing(name));
         }
-        sockets.map(|(_, socket)| listener(socket, allow_remote_clients)).collect()
+        sockets.map(|(_, socket)| claim(socket, allow_remote_clients)).collect()
     }
 
     fn explain_missing(&self, name: &str) -> String {
@@ -82,7 +77,7 @@ impl Inherited {
     }
 }
 
-fn listener(socket: &Socket, allow_remote_clients: bool) -> Result<(Listener, LocalAddress), String> {
+fn claim(socket: &Socket, allow_remote_clients: bool) -> Result<Claim, String> {
     let is_listener =
         socket.is_listener().unwrap_or(false) && socket.r#type().is_ok_and(|kind| kind == Type::STREAM);
     if !is_listener {
@@ -92,22 +87,19 @@ fn listener(socket: &Socket, allow_remote_clients: bool) -> Result<(Listener, Lo
     }
     let cannot = |error: std::io::Error| format!("cannot be used: {}", plain(&error));
     let address = socket.local_addr().map_err(cannot)?;
-    let socket = socket.try_clone().map_err(cannot)?;
-    socket.set_nonblocking(true).map_err(cannot)?;
-    if address.domain() == Domain::UNIX {
-        let listener = UnixListener::from_std(socket.into()).map_err(cannot)?;
+    let bound = if address.domain() == Domain::UNIX {
         // One in the abstract name space has no path.
-        let path = address.as_pathname().unwrap_or(Path::new("@"));
-        return Ok((Listener::Unix { _file: None, listener }, LocalAddress::Unix(path.to_owned())));
-    }
-    let address = address.as_socket().ok_or("is neither TCP nor a Unix socket: use another ListenStream=")?;
-    let bound = LocalAddress::Tcp(address);
+        LocalAddress::Unix(address.as_pathname().unwrap_or(Path::new("@")).to_owned())
+    } else {
+        let tcp = address.as_socket();
+        LocalAddress::Tcp(tcp.ok_or("is neither TCP nor a Unix socket: use another ListenStream=")?)
+    };
     if !bound.is_local() && !allow_remote_clients {
         return Err(format!(
-            "is {address}, which can be reached from other machines: write 127.0.0.1 and the port in its unit, or \
+            "is {bound}, which can be reached from other machines: write 127.0.0.1 and the port in its unit, or \
              allow_remote_clients = true"
         ));
     }
-    let listener = TcpListener::from_std(socket.into()).map_err(cannot)?;
-    Ok((Listener::Tcp(listener), bound))
+    let socket = socket.try_clone().map_err(cannot)?;
+    Claim::new(socket, bound, None).map_err(cannot)
 }

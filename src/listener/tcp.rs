@@ -4,19 +4,17 @@ use std::io;
 use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
-use super::{BACKLOG, Listener};
+use super::{BACKLOG, Claim};
 use crate::failure::plain;
 use crate::local::LocalAddress;
 
-pub(super) fn bind(address: SocketAddr) -> Result<(Listener, LocalAddress), String> {
-    let listener = listen(address).map_err(|error| explain(&error))?;
-    let bound = listener.local_addr().unwrap_or(address);
-    Ok((Listener::Tcp(listener), LocalAddress::Tcp(bound)))
+pub(super) fn bind(address: SocketAddr) -> Result<Claim, String> {
+    listen(address).map_err(|error| explain(&error))
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr) -> io::Result<Claim> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restart must not wait for the kernel to forget the last run's connections.
     socket.set_reuse_address(true)?;
@@ -26,8 +24,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    TcpListener::from_std(socket.into())
+    let bound = socket.local_addr()?.as_socket().unwrap_or(address);
+    Claim::new(socket, LocalAddress::Tcp(bound), None)
 }
 
 fn explain(error: &io::Error) -> String {

@@ -6,14 +6,20 @@ use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
+use crate::settings::plan::ListenPlan;
 
 fn plan(at: Vec<LocalAddress>) -> ListenPlan {
     let at = at.into_iter().map(ListenAt::Address).collect();
     ListenPlan { at, socket_mode: 0o660, socket_group: None, allow_remote_clients: false }
 }
 
+fn stake(plan: &ListenPlan) -> Result<Bound, String> {
+    let claims = Claims::default().stake(plan).map_err(|error| error.to_string())?;
+    Bound::new(claims).map_err(|error| error.to_string())
+}
+
 fn bind(at: Vec<LocalAddress>) -> Result<Bound, String> {
-    Bound::bind(&plan(at), &Inherited::default()).map_err(|error| error.to_string())
+    stake(&plan(at))
 }
 
 fn socket(path: &Path) -> Result<Bound, String> {
@@ -31,7 +37,7 @@ async fn all_addresses_accept() {
     let (_dir, path) = place();
     let tcp = ["127.0.0.1:0", "[::1]:0"].map(|any| LocalAddress::Tcp(any.parse().unwrap()));
     let mut bound = bind([&tcp[..], &[LocalAddress::Unix(path)]].concat()).unwrap();
-    for address in bound.addresses().to_vec() {
+    for address in bound.addresses().cloned().collect::<Vec<_>>() {
         let from = match &address {
             LocalAddress::Tcp(address) => {
                 assert_ne!(address.port(), 0);
@@ -51,7 +57,7 @@ async fn all_addresses_accept() {
 #[tokio::test]
 async fn a_taken_address_is_named() {
     let first = Bound::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
-    let taken = first.addresses()[0].clone();
+    let taken = first.addresses().next().unwrap().clone();
     let error = bind(vec![taken.clone()]).unwrap_err();
     assert_eq!(error, format!("{taken} is in use by another program: stop it, or listen elsewhere"));
 
@@ -68,7 +74,7 @@ async fn a_socket_has_its_mode_and_is_removed_in_the_end() {
     let (_dir, path) = place();
     for mode in [0o600, 0o660, 0o666, 0o777] {
         let plan = ListenPlan { socket_mode: mode, ..plan(vec![LocalAddress::Unix(path.clone())]) };
-        let bound = Bound::bind(&plan, &Inherited::default()).unwrap();
+        let bound = stake(&plan).unwrap();
         assert_eq!(fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o7777, mode);
         drop(bound);
         assert!(!path.exists());
@@ -120,7 +126,7 @@ async fn what_is_in_the_way_is_named_and_stays() {
     drop(datagram);
     let plan = plan(vec![LocalAddress::Unix(path.clone())]);
     let plan = ListenPlan { socket_group: Some("no such group".to_owned()), ..plan };
-    let error = Bound::bind(&plan, &Inherited::default()).unwrap_err().to_string();
+    let error = stake(&plan).unwrap_err();
     assert!(error.contains("there is no group \"no such group\": make it (groupadd)"), "{error}");
     assert!(!path.exists());
 }
@@ -136,7 +142,30 @@ fn a_directory_that_cannot_be_written_to_is_named() {
 #[tokio::test]
 async fn systemd_has_to_hand_over_what_is_listened_on() {
     let plan = ListenPlan { at: vec![ListenAt::Systemd("analytics".to_owned())], ..plan(Vec::new()) };
-    let error = Bound::bind(&plan, &Inherited::default()).unwrap_err().to_string();
+    let error = stake(&plan).unwrap_err();
     let expected = "systemd:analytics was not handed over: start the daemon by its socket unit (FileDescriptorName=analytics)";
     assert_eq!(error, expected);
+}
+
+#[tokio::test]
+async fn what_is_ours_already_is_the_same_claim() {
+    let (_dir, path) = place();
+    let claims = Claims::default();
+    let free = Bound::tcp("127.0.0.1:0".parse().unwrap()).unwrap().addresses().next().unwrap().clone();
+    let plan = plan(vec![free, LocalAddress::Unix(path.clone())]);
+    let first = claims.stake(&plan).unwrap();
+    let again = claims.stake(&plan).unwrap();
+    assert!(first.iter().zip(&again).all(|(one, other)| Arc::ptr_eq(one, other)));
+    // Whoever accepted before has let go, and a client that came in between is still there.
+    let before = Bound::new(first).unwrap();
+    let client = UnixStream::connect(&path).await.unwrap();
+    drop(before);
+    let mut bound = Bound::new(again).unwrap();
+    assert!(matches!(bound.accept().await.0, Socket::Unix(_)));
+    drop((bound, client));
+    assert!(!path.exists(), "nobody holds it any more");
+    let other = ListenPlan { socket_mode: 0o600, ..plan };
+    let claimed = claims.stake(&other).unwrap();
+    claimed[1].set_access(&ListenPlan { socket_mode: 0o666, ..other }).unwrap();
+    assert_eq!(fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666);
 }

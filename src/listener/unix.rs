@@ -10,9 +10,9 @@ use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::unistd::Group;
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
-use super::{BACKLOG, Listener};
+use super::{BACKLOG, Claim};
 use crate::failure::{one_line, plain};
 use crate::local::{LocalAddress, Peer};
 use crate::settings::plan::ListenPlan;
@@ -48,28 +48,30 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-pub(super) fn bind(path: &Path, plan: &ListenPlan) -> Result<(Listener, LocalAddress), String> {
-    let group = plan.socket_group.as_deref().map(find_group).transpose()?;
+pub(super) fn bind(path: &Path, plan: &ListenPlan) -> Result<Claim, String> {
     make_way(path)?;
     let cannot = |error: io::Error| explain(&error, path);
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(cannot)?;
     socket.bind(&SockAddr::unix(path).map_err(cannot)?).map_err(cannot)?;
     let file = SocketFile::new(path).map_err(cannot)?;
-    // Until it listens, the kernel refuses every connection. No link is followed: whoever may write there could have put
-    // one in its place.
-    if let Some(group) = group {
-        let name = plan.socket_group.as_deref().unwrap_or_default();
+    // Until it listens, the kernel refuses every connection.
+    set_access(path, plan)?;
+    socket.listen(BACKLOG).map_err(cannot)?;
+    Claim::new(socket, LocalAddress::Unix(path.to_owned()), Some(file)).map_err(cannot)
+}
+
+/// Gives a socket its group and its mode. No link is followed: whoever may write there could have put one in its place.
+pub(super) fn set_access(path: &Path, plan: &ListenPlan) -> Result<(), String> {
+    if let Some(name) = plan.socket_group.as_deref() {
+        let group = find_group(name)?;
         lchown(path, None, Some(group)).map_err(|error| {
             let text = plain(&error);
             format!("cannot be given to group \"{name}\": {text}: make the daemon's user a member of it")
         })?;
     }
     let mode = Mode::from_bits_truncate(plan.socket_mode);
-    fchmodat(AT_FDCWD, path, mode, FchmodatFlags::NoFollowSymlink).map_err(|error| cannot(error.into()))?;
-    socket.listen(BACKLOG).map_err(cannot)?;
-    socket.set_nonblocking(true).map_err(cannot)?;
-    let listener = UnixListener::from_std(socket.into()).map_err(cannot)?;
-    Ok((Listener::Unix { _file: Some(file), listener }, LocalAddress::Unix(path.to_owned())))
+    let set = fchmodat(AT_FDCWD, path, mode, FchmodatFlags::NoFollowSymlink);
+    set.map_err(|error| explain(&error.into(), path))
 }
 
 fn find_group(name: &str) -> Result<u32, String> {

@@ -9,13 +9,13 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::Supervisor;
 use super::keep::keep;
 use crate::dial::Route;
 use crate::ids::Name;
-use crate::listener::Bound;
+use crate::listener::Claim;
 use crate::metrics::DatabaseMetrics;
 use crate::settings::plan::{DatabasePlan, Plan};
 use crate::state::{ForwardState, ProbeState};
@@ -26,6 +26,7 @@ use crate::{forward, probe};
 pub(super) struct RunningDatabase {
     plan: Arc<DatabasePlan>,
     route: watch::Sender<Arc<Route<Tunnel>>>,
+    claims: watch::Sender<Vec<Arc<Claim>>>,
     metrics: Arc<DatabaseMetrics>,
     forward: watch::Receiver<ForwardState>,
     probe: watch::Receiver<ProbeState>,
@@ -35,21 +36,42 @@ pub(super) struct RunningDatabase {
     removed: oneshot::Sender<Duration>,
 }
 
+impl RunningDatabase {
+    /// Takes no new clients.
+    pub(super) fn close(&self) {
+        self.claims.send_replace(Vec::new());
+        self.drain.cancel();
+    }
+
+    fn change(&mut self, route: Route<Tunnel>, claims: Option<Vec<Arc<Claim>>>) {
+        info!(database = %route.plan.name, "the database's configuration has changed");
+        self.plan = Arc::clone(&route.plan);
+        self.metrics.set_bastions(&self.plan.bastions);
+        for claim in claims.iter().flatten() {
+            if let Err(why) = claim.set_access(&self.plan.forward.listen) {
+                error!(database = %self.plan.name, listen = %claim.address(), why, "the socket stays as it was");
+            }
+        }
+        if let Some(claims) = claims {
+            self.claims.send_replace(claims);
+        }
+        self.route.send_replace(Arc::new(route));
+    }
+}
+
 impl Supervisor {
-    pub(super) fn apply_databases(&mut self, plan: &Plan, bound: &mut BTreeMap<Name, Bound>) {
+    pub(super) fn apply_databases(&mut self, plan: &Plan, claims: &mut BTreeMap<Name, Vec<Arc<Claim>>>) {
         for database in &plan.databases {
+            let claims = claims.remove(&database.name);
             let route = Route { plan: Arc::clone(database), ways: self.ways(database) };
             if let Some(running) = self.databases.get_mut(&database.name) {
                 if running.plan != *database {
-                    info!(database = %database.name, "the database's configuration has changed");
-                    running.metrics.set_bastions(&database.bastions);
-                    running.plan = Arc::clone(database);
-                    running.route.send_replace(Arc::new(route));
+                    running.change(route, claims);
                     let (forward, probe) = (running.forward.clone(), running.probe.clone());
                     self.parts.board.put_database(Arc::clone(database), forward, probe);
                 }
-            } else if let Some(bound) = bound.remove(&database.name) {
-                self.start_database(route, bound);
+            } else {
+                self.start_database(route, claims.unwrap_or_default());
             }
         }
     }
@@ -62,22 +84,23 @@ impl Supervisor {
             let Some(gone) = self.databases.remove(&name) else { continue };
             let clients = gone.forward.borrow().clients.len();
             info!(database = %name, clients, patience_s = patience.as_secs(), "the database has been removed");
-            gone.drain.cancel();
+            gone.close();
             gone.stop_probe.cancel();
             // Its forward may have ended already.
             let _ = gone.removed.send(patience);
         }
     }
 
-    fn start_database(&mut self, route: Route<Tunnel>, bound: Bound) {
+    fn start_database(&mut self, route: Route<Tunnel>, claims: Vec<Arc<Claim>>) {
         let plan = Arc::clone(&route.plan);
         let metrics = self.parts.database_metrics(&plan);
         let (drain, cut) = (self.drain.child_token(), self.cut.child_token());
         let stop_probe = self.stop.child_token();
         let (send, route) = watch::channel(Arc::new(route));
+        let (send_claims, claims) = watch::channel(claims);
         let (forward, forward_unit) = forward::new(forward::Parts {
             route: route.clone(),
-            bound,
+            claims,
             metrics: Arc::clone(&metrics),
             sockets: Arc::clone(&self.sockets),
             room: self.parts.room.clone(),
@@ -99,8 +122,17 @@ impl Supervisor {
         });
         self.others.spawn(keep(format!("probe {}", plan.name), probe_unit));
         let name = plan.name.clone();
-        let running =
-            RunningDatabase { plan, route: send, metrics, forward, probe, drain, stop_probe, removed };
+        let running = RunningDatabase {
+            plan,
+            route: send,
+            claims: send_claims,
+            metrics,
+            forward,
+            probe,
+            drain,
+            stop_probe,
+            removed,
+        };
         self.databases.insert(name, running);
     }
 }

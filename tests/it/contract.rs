@@ -54,7 +54,7 @@ fn the_reference_names_every_key_with_its_default() {
         line.contains(" = ") && key.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c == '.')
     };
     // Pins exclude files of known hosts, a mode that does not verify excludes roots; and files that are named exist.
-    let alternatives = ["known_hosts = ", "host_key = ", "tls.ca = "];
+    let alternatives = ["jump = ", "known_hosts = ", "host_key = ", "tls.ca = "];
     assert!(alternatives.iter().all(|key| reference.contains(&format!("\n# {key}"))));
     let written_out: Vec<&str> = reference
         .lines()

@@ -87,6 +87,35 @@ fn only_what_changed_is_touched() {
 }
 
 #[test]
+fn an_address_that_changes_or_moves_refuses_nobody_in_between() {
+    let bastion = Bastion::start();
+    let section = bastion.section("prod", bastion.port);
+    let (one, two) = (free_port(), free_port());
+    let database = |name: &str, port: u16| {
+        Postgres::shared().section(name, "prod").replace("127.0.0.1:0\"", &format!("127.0.0.1:{port}\""))
+    };
+    let daemon = Daemon::start(&format!("{section}{}", database("old", one)));
+    daemon.wait_up("prod");
+    let runtime = runtime();
+    let client = runtime.block_on(connect(daemon.address("old"))).unwrap();
+    // Under another name at the same address, and at one more.
+    let both = database("new", one)
+        .replace("listen = ", "listen = [")
+        .replace(&format!("127.0.0.1:{one}\""), &format!("127.0.0.1:{one}\", \"127.0.0.1:{two}\"]"));
+    assert!(daemon.reload(&format!("{section}{both}")).is_empty());
+    for port in [one, two] {
+        assert_eq!(runtime.block_on(job(([127, 0, 0, 1], port).into())), Job::Done);
+    }
+    assert!(runtime.block_on(answers(&client)), "the old name's client is left alone for a while");
+    let only = database("new", two);
+    assert!(daemon.reload(&format!("{section}{only}")).is_empty());
+    eventually("the first is let go", || TcpStream::connect(("127.0.0.1", one)).is_err().then_some(()));
+    assert_eq!(runtime.block_on(job(([127, 0, 0, 1], two).into())), Job::Done);
+    assert!(daemon.reload(&format!("{section}{both}")).is_empty());
+    assert_eq!(runtime.block_on(job(([127, 0, 0, 1], one).into())), Job::Done);
+}
+
+#[test]
 fn a_bastion_changes_in_place_or_gets_new_sessions() {
     let bastion = Bastion::start();
     let other = make_key(bastion.path("x").parent().unwrap(), "other", &["-t", "ed25519", "-N", ""]);
