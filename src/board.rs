@@ -10,9 +10,11 @@ use tokio::sync::watch;
 use crate::ids::Name;
 use crate::settings::plan::{BastionPlan, DatabasePlan};
 use crate::snapshot::{
-    Bastion, Client, Configuration, Daemon, Database, Probe, Session, Snapshot, Stamp, Trouble,
+    Bastion, Certificate, Client, Configuration, Daemon, Database, Probe, Session, Snapshot, Stamp, Trouble,
 };
-use crate::state::{ClientState, ForwardState, Health, ProbeState, SessionState, TunnelState};
+use crate::state::{
+    CertificateTerm, ClientState, ForwardState, Health, ProbeState, SessionState, TunnelState,
+};
 
 /// How far the daemon is in its own life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,7 +165,17 @@ fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
         next_attempt: tunnel.next_attempt.map(|moment| Stamp(moment.wall)),
         last_failure: tunnel.last_failure.as_ref().map(|incident| Trouble::new(incident, !tunnel.is_up())),
         public_key: tunnel.public_key.clone(),
+        certificate: tunnel.certificate.as_ref().map(certificate),
         sessions: tunnel.sessions.iter().map(session).collect(),
+    }
+}
+
+fn certificate(term: &CertificateTerm) -> Certificate {
+    Certificate {
+        file: term.file.as_ref().map(|file| file.display().to_string()),
+        valid_from: Stamp(term.from),
+        expires: Stamp(term.until),
+        ending: term.is_ending(SystemTime::now()),
     }
 }
 

@@ -89,7 +89,10 @@ vocabulary! {
         AuthNoIdentity "no_identity" "name a private key with `identity`, or let the daemon make one (daemon.generate_keys)"
         AuthIdentityUnreadable "identity_unreadable" "check the path, the owner and the mode (0600) of the private key"
         AuthPassphrase "passphrase" "check `identity_passphrase`"
-        AuthTooManyFailures "too_many_failures" "name fewer keys in `identity`: sshd's MaxAuthTries counts each one"
+        AuthAgent "agent" "check that the agent runs, that the daemon's user may use its socket, and what keys it has (ssh-add -l)"
+        AuthCertificateExpired "certificate_expired" "renew the certificate, and check this machine's clock"
+        AuthPasswordExpired "password_expired" "log in by hand and choose a new password, then write it where `password` points"
+        AuthTooManyFailures "too_many_failures" "name the right key with `identity` and no others: sshd's MaxAuthTries counts each one that is offered"
         AuthSecret "secret" "check where the secret comes from"
         AuthTimeout "timeout" "the bastion does not decide about the login: check its directory service (LDAP, PAM)"
         AuthClosed "closed" "the bastion closed during the login: its log says why"
@@ -102,7 +105,7 @@ vocabulary! {
         SessionNotEstablished "not_established" "logged in, but the bastion did not answer a ping: check its load"
     }
     Channel "channel" {
-        ChannelProhibited "prohibited" "the bastion forbids this forward: check AllowTcpForwarding, PermitOpen and DisableForwarding in sshd_config, and permitopen and restrict in authorized_keys"
+        ChannelProhibited "prohibited" "the bastion forbids this forward: check AllowTcpForwarding, PermitOpen and DisableForwarding in sshd_config, permitopen and restrict in authorized_keys, and whether the account's password has expired"
         ChannelConnectFailed "connect_failed" "the bastion cannot reach the database: check `host` and `port`, its DNS, and the database's security group"
         ChannelResourceShortage "resource_shortage" "the bastion is out of resources: check its memory and its limits"
         ChannelTimeout "timeout" "the bastion did not answer: packets to the database may be dropped, check its security group"

@@ -3,6 +3,7 @@
 //! It never retries: it returns how it ended, and [`crate::tunnel`] decides what follows. Everything runs on the
 //! session's lane.
 
+mod identities;
 mod way;
 
 use std::io;
@@ -19,7 +20,6 @@ use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use crate::clock::now;
-use crate::credentials;
 use crate::failure::{Cause, Failure, plain};
 use crate::files;
 use crate::host_keys::{KnownHosts, Trust};
@@ -28,10 +28,10 @@ use crate::keepalive::{Keepalive, SUSPECT_AFTER, Sign};
 use crate::metrics::BastionMetrics;
 use crate::settings::plan::{BastionPlan, TrustPlan};
 use crate::settings::show_duration;
-use crate::ssh::{self, BufferMemory, Connection, Gate};
-use crate::state::{SessionLoad, SessionPhase, SessionState};
+use crate::ssh::{BufferMemory, Connection, Gate};
+use crate::state::{CertificateTerm, SessionLoad, SessionPhase, SessionState};
 pub use way::Hop;
-use way::{Unreached, Way, reach};
+use way::{Reached, Unreached, Way, reach};
 
 /// The longest time between two looks at a session.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -70,6 +70,8 @@ pub enum Exit {
         failure: Failure,
         /// The daemon's own public key, where it was rejected.
         public_key: Option<String>,
+        /// The certificate that it was to be shown.
+        certificate: Option<CertificateTerm>,
         /// The jump that was not reached; none = the bastion itself.
         jump: Option<Name>,
     },
@@ -136,6 +138,7 @@ pub fn new(parts: Parts) -> (Handle, impl Future<Output = Exit> + Send + use<>) 
         phase: SessionPhase::Connecting,
         since: now(),
         address: None,
+        certificate: None,
         load: Arc::clone(&load),
         jumps: Vec::new(),
     });
@@ -176,13 +179,13 @@ impl Session {
         let way = way.map_err(not_established)?;
         let gate = Gate::new(&self.parts.memory, Arc::clone(&self.load));
         let reached = reach(&self.parts.plan, way.innermost(), gate).await;
-        let (connection, address) = reached.map_err(|unreached| match way.lost() {
+        let Reached { connection, address, certificate } = reached.map_err(|unreached| match way.lost() {
             Some((jump, failure)) => {
-                not_established(Unreached { failure, public_key: None, jump: Some(jump) })
+                not_established(Unreached { jump: Some(jump), ..Unreached::from(failure) })
             }
             None => not_established(unreached),
         })?;
-        self.state.send_modify(|state| state.address = address);
+        self.state.send_modify(|state| (state.address, state.certificate) = (address, certificate));
         self.first_ping(&connection).await.map_err(|failure| not_established(failure.into()))?;
         connection.renounce_shells().await;
         Ok((way, connection))
@@ -329,8 +332,8 @@ fn ping(pings: &mut JoinSet<Option<Duration>>, connection: &Connection) {
     });
 }
 
-fn not_established(Unreached { failure, public_key, jump }: Unreached) -> Exit {
-    Exit::NotEstablished { failure, public_key, jump }
+fn not_established(Unreached { failure, public_key, certificate, jump }: Unreached) -> Exit {
+    Exit::NotEstablished { failure, public_key, certificate, jump }
 }
 
 /// Returns when the session shall end before it has begun.
@@ -368,34 +371,4 @@ fn read_known_hosts(paths: &[PathBuf], must_exist: bool) -> Result<Trust, Failur
         known.read(&path.display().to_string(), &String::from_utf8_lossy(&bytes));
     }
     Ok(Trust::Files(known))
-}
-
-async fn load_identities(plan: &Arc<BastionPlan>) -> Result<ssh::Identities, Failure> {
-    let passphrase = match &plan.passphrase {
-        Some(source) => Some(credentials::fetch(source).await.map_err(|text| {
-            Failure::new(
-                Cause::AuthSecret,
-                format!("`identity_passphrase` of bastion \"{}\": {text}", plan.name),
-            )
-        })?),
-        None => None,
-    };
-    let for_thread = Arc::clone(plan);
-    let loaded = files::read_aside(move || ssh::load_identities(&for_thread, passphrase.as_ref())).await;
-    let identities = loaded.map_err(|text| {
-        let text = format!("the private keys of bastion \"{}\": {text}", plan.name);
-        Failure::new(Cause::AuthIdentityUnreadable, text)
-    })??;
-    if let (true, Some(public_key)) = (identities.just_made, &identities.own_public_key) {
-        info!(
-            bastion = %plan.name,
-            public_key,
-            hint = format!(
-                "append the line that `tunnelkeeper keygen {}` prints to ~{}/.ssh/authorized_keys on {}",
-                plan.name, plan.user, plan.at.host
-            ),
-            "made a key for this bastion"
-        );
-    }
-    Ok(identities)
 }

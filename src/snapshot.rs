@@ -139,13 +139,38 @@ pub struct Bastion {
     pub last_failure: Option<Trouble>,
     /// The key that it has to be told, while it rejects it.
     pub public_key: Option<String>,
+    /// The certificate that it is shown, if that ends.
+    #[serde(default)]
+    pub certificate: Option<Certificate>,
     pub sessions: Vec<Session>,
+}
+
+/// A user certificate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Certificate {
+    /// None if an agent has it.
+    pub file: Option<String>,
+    pub valid_from: Stamp,
+    pub expires: Stamp,
+    /// It should have been renewed by now, or has expired.
+    pub ending: bool,
 }
 
 impl Bastion {
     /// The sessions that have been established.
     pub fn established(&self) -> impl Iterator<Item = &Session> {
         self.sessions.iter().filter(|session| session.state != "connecting")
+    }
+
+    /// What there is to say of its certificate, when it should have been renewed by `now`.
+    #[must_use]
+    pub fn certificate_warning(&self, now: Stamp) -> Option<String> {
+        let certificate = self.certificate.as_ref().filter(|certificate| certificate.ending)?;
+        let name = certificate.file.as_deref().unwrap_or("in the agent");
+        let expires = certificate.expires;
+        let what = if expires <= now { "has expired:" } else { "expires at" };
+        Some(format!("the certificate {name} {what} {}", humantime::format_rfc3339_seconds(expires.0)))
     }
 
     /// The longest round trip of its sessions, in seconds.

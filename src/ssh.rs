@@ -7,18 +7,29 @@
 //! that leak when an open is dropped or a close is ours (`channel`), its readiness to accept whatever a server
 //! opens (`guard`), and a login on a dead connection that looks like a rejection (`login`).
 
+mod agent;
+mod algorithms;
+mod certificate;
 mod channel;
 mod connect;
 mod gate;
 mod greeting;
 mod guard;
+mod identities;
 mod jump;
 mod keys;
 mod login;
+mod prompts;
 mod proxy;
+mod signing;
+mod tally;
 mod transport;
 
+pub use agent::{HeldKey, list_agent_keys};
+pub use certificate::read_certificate_term;
 pub use channel::{Connection, Inbound, Outbound};
 pub use connect::{Connected, connect};
 pub use gate::{BufferMemory, Gate, SINGLE_LIMIT};
-pub use keys::{Existing, Identities, KeyFile, generate_key, load_identities, restore_public_key};
+pub use identities::{AgentKeys, Identities, load_identities};
+pub use keys::{Existing, KeyFile, generate_key, restore_public_key};
+pub use login::FetchPassword;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -77,6 +78,30 @@ impl Uptime {
     }
 }
 
+/// The time for which a user certificate is good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateTerm {
+    /// Its file; none if an agent has it.
+    pub file: Option<PathBuf>,
+    /// Its first moment.
+    pub from: SystemTime,
+    /// The first moment at which it is not good any more.
+    pub until: SystemTime,
+}
+
+impl CertificateTerm {
+    /// So long before its end a certificate of months should have been renewed.
+    const NEAR: Duration = Duration::from_secs(7 * 24 * 3600);
+
+    /// Whether it has ended or will do so soon: within seven days, or for one that is made for a short time within the
+    /// last third of it, when whoever renews it should have done so.
+    #[must_use]
+    pub fn is_ending(&self, now: SystemTime) -> bool {
+        let life = self.until.duration_since(self.from).unwrap_or_default();
+        !self.until.duration_since(now).is_ok_and(|left| left > Self::NEAR.min(life / 3))
+    }
+}
+
 /// The stages of one SSH connection's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionPhase {
@@ -114,6 +139,8 @@ pub struct SessionState {
     pub since: Moment,
     /// The bastion's address that won the race, once connected.
     pub address: Option<SocketAddr>,
+    /// The certificate that it logs in with, or would have.
+    pub certificate: Option<CertificateTerm>,
     /// Its live figures.
     pub load: Arc<SessionLoad>,
     /// The sessions to other bastions that it goes through, outermost first; each is its own.
@@ -129,6 +156,8 @@ pub struct JumpState {
     pub since: Moment,
     /// The bastion's address, where it is the outermost.
     pub address: Option<SocketAddr>,
+    /// The certificate that it logs in with.
+    pub certificate: Option<CertificateTerm>,
     /// Its live figures.
     pub load: Arc<SessionLoad>,
 }
@@ -140,6 +169,8 @@ pub struct JumpTrouble {
     pub incident: Incident,
     /// The public half of the key that it has to be told, where it rejected that.
     pub public_key: Option<String>,
+    /// The certificate that it was to be shown.
+    pub certificate: Option<CertificateTerm>,
 }
 
 /// Live figures of a session, written by its lane, read by everyone.
@@ -213,6 +244,8 @@ pub struct TunnelState {
     pub public_key: Option<String>,
     /// The bastions on the way that it failed at last, since it was up.
     pub jumps: BTreeMap<Name, JumpTrouble>,
+    /// The certificate that the last login was tried with.
+    pub certificate: Option<CertificateTerm>,
 }
 
 impl TunnelState {
@@ -402,6 +435,17 @@ mod tests {
     fn moments() -> impl Fn(u64) -> Moment {
         let (instant, wall) = (Instant::now(), SystemTime::UNIX_EPOCH);
         move |s| Moment { instant: instant + Duration::from_secs(s), wall: wall + Duration::from_secs(s) }
+    }
+
+    #[test]
+    fn a_certificate_is_ending_when_it_should_have_been_renewed() {
+        let at = |s: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(s);
+        const DAY: u64 = 24 * 3600;
+        for (life, ends_at) in [(365 * DAY, 358 * DAY), (30 * DAY, 23 * DAY), (9 * 3600, 6 * 3600), (0, 0)] {
+            let term = CertificateTerm { file: None, from: at(0), until: at(life) };
+            assert!(ends_at == 0 || !term.is_ending(at(ends_at - 1)), "{life}");
+            assert!(term.is_ending(at(ends_at)) && term.is_ending(at(life)) && term.is_ending(at(2 * life)));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! One loop owns the pool; everything it decides comes from the rules ([`crate::retry`], [`crate::placement`]).
 //! It goes on for ever: a bastion that is down is dialled again until the daemon ends.
 
+mod certificate;
 mod files;
 pub mod jump;
 mod pace;

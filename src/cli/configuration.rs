@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 use serde_json::Value;
@@ -10,13 +10,14 @@ use serde_json::Value;
 use super::{Format, Stop};
 use crate::failure::plain;
 use crate::secret::SecretSource;
-use crate::settings::plan::{BastionPlan, DatabasePlan, IdentityPlan, TrustPlan};
+use crate::settings::plan::{AgentPlan, BastionPlan, DatabasePlan, IdentityPlan, TrustPlan};
 use crate::settings::{Note, Settings};
 
 pub(super) fn check(settings: &Settings, out: &mut impl Write) -> Result<(), Stop> {
     let bastions = settings.plan.bastions.iter().flat_map(|bastion| bastion_files(bastion));
     let databases = settings.plan.databases.iter().flat_map(|database| database_files(database));
-    let missing: Vec<Note> = bastions.chain(databases).filter_map(|(key, path)| look_at(key, path)).collect();
+    let missing: Vec<Note> =
+        bastions.chain(databases).filter_map(|(key, path)| look_at(key, &path)).collect();
     for note in settings.notes.iter().chain(&missing) {
         writeln!(out, "note: {}: {}", note.key, note.text)?;
     }
@@ -33,32 +34,39 @@ pub(super) fn check(settings: &Settings, out: &mut impl Write) -> Result<(), Sto
 }
 
 /// The files that the configuration names itself, each with its key: those of the defaults need not exist.
-fn bastion_files(bastion: &BastionPlan) -> Vec<(String, &Path)> {
+fn bastion_files(bastion: &BastionPlan) -> Vec<(String, PathBuf)> {
     let identities: &[_] = match &bastion.identity {
         IdentityPlan::Files(paths) => paths,
-        IdentityPlan::Own { .. } => &[],
+        IdentityPlan::Own { .. } | IdentityPlan::Agent => &[],
     };
     let known_hosts: &[_] = match &bastion.trust {
         TrustPlan::Files(paths) => paths,
         TrustPlan::Pins(_) | TrustPlan::Defaults(_) => &[],
     };
+    let secret = |source: &Option<SecretSource>| secret_file(source.as_ref()).into_iter().collect();
+    let groups: [(&str, Vec<PathBuf>); 6] = [
+        ("identity", identities.to_vec()),
+        ("identity_passphrase", secret(&bastion.passphrase)),
+        ("certificate", bastion.certificates.clone()),
+        ("agent", bastion.agent.iter().filter_map(AgentPlan::socket).collect()),
+        ("password", secret(&bastion.password)),
+        ("known_hosts", known_hosts.to_vec()),
+    ];
     let key = |key: &str| format!("bastions.{}.{key}", bastion.name);
-    let identities = identities.iter().map(|path| (key("identity"), path.as_path()));
-    let known_hosts = known_hosts.iter().map(|path| (key("known_hosts"), path.as_path()));
-    let passphrase = secret_file(bastion.passphrase.as_ref()).map(|path| (key("identity_passphrase"), path));
-    identities.chain(passphrase).chain(known_hosts).collect()
+    let files = groups.into_iter();
+    files.flat_map(|(name, paths)| paths.into_iter().map(move |path| (key(name), path))).collect()
 }
 
-fn database_files(database: &DatabasePlan) -> Vec<(String, &Path)> {
+fn database_files(database: &DatabasePlan) -> Vec<(String, PathBuf)> {
     let key = |key: &str| format!("databases.{}.{key}", database.name);
     let password = database.probe.login.as_ref().and_then(|login| secret_file(login.password.as_ref()));
-    let roots = database.probe.tls.ca.as_deref().map(|path| (key("tls.ca"), path));
+    let roots = database.probe.tls.ca.clone().map(|path| (key("tls.ca"), path));
     password.map(|path| (key("password"), path)).into_iter().chain(roots).collect()
 }
 
-fn secret_file(source: Option<&SecretSource>) -> Option<&Path> {
+fn secret_file(source: Option<&SecretSource>) -> Option<PathBuf> {
     match source {
-        Some(SecretSource::File(path)) => Some(path),
+        Some(SecretSource::File(path)) => Some(path.clone()),
         _ => None,
     }
 }

@@ -21,9 +21,12 @@ pub(super) fn keygen(settings: &Settings, name: &str, force: bool, out: &mut imp
         )));
     };
     let IdentityPlan::Own { path, .. } = &bastion.identity else {
+        let (whose, key) = match &bastion.identity {
+            IdentityPlan::Agent => ("of an agent", "agent"),
+            _ => ("that `identity` names", "identity"),
+        };
         return Err(Stop::Failed(format!(
-            "bastion \"{name}\" logs in with the keys that `identity` names: remove bastions.{name}.identity to let \
-             it use a key of its own"
+            "bastion \"{name}\" logs in with the keys {whose}: remove bastions.{name}.{key} to let it use a key of its own"
         )));
     };
     let cannot = |error: io::Error| {
@@ -44,12 +47,12 @@ pub(super) fn keygen(settings: &Settings, name: &str, force: bool, out: &mut imp
 }
 
 fn public_key(bastion: &BastionPlan) -> Result<String, Stop> {
-    let identities = match (ssh::load_identities(bastion, None), &bastion.passphrase) {
+    let identities = match (ssh::load_identities(bastion, None, None), &bastion.passphrase) {
         (Err(failure), Some(source)) if failure.cause == Cause::AuthPassphrase => {
             let passphrase = runtime()?.block_on(credentials::fetch(source)).map_err(|text| {
                 Stop::Failed(format!("`identity_passphrase` of bastion \"{}\": {text}", bastion.name))
             })?;
-            ssh::load_identities(bastion, Some(&passphrase))
+            ssh::load_identities(bastion, Some(&passphrase), None)
         }
         (loaded, _) => loaded,
     };

@@ -125,6 +125,9 @@ fn add_bastion(table: &mut Table, snapshot: &Snapshot, bastion: &Bastion) {
         bastion.worst_round_trip().map_or("-".to_owned(), show_millis),
         bastion.clients().to_string(),
     ]);
+    if let Some(warning) = bastion.certificate_warning(snapshot.at) {
+        table.line(&warning);
+    }
     if bastion.up {
         return;
     }

@@ -59,6 +59,7 @@ fn bastion_row(snapshot: &Snapshot, bastion: &Bastion) -> Markup {
             td {
                 @if bastion.up { span.up { "up" } @if let Some(since) = bastion.up_since { " for " (snapshot.age(since)) } }
                 @else { span.down { "down" } @if let Some(since) = bastion.down_since { " for " (snapshot.age(since)) } }
+                @if let Some(warning) = bastion.certificate_warning(snapshot.at) { div.unknown { (warning) } }
                 (explain(snapshot, bastion.last_failure.as_ref()))
                 @if let Some(key) = &bastion.public_key {
                     div.hint {

@@ -21,6 +21,7 @@ pub(super) struct Families {
     stalled: CounterVec,
     round_trip: HistogramVec,
     unanswered: GaugeVec,
+    certificate_expiry: GaugeVec,
 }
 
 impl Families {
@@ -79,6 +80,11 @@ impl Families {
                 "Pings sent since the last sign of life, of the worst session; absent without one.",
                 bastion,
             )?,
+            certificate_expiry: registrar.gauge(
+                "ssh_certificate_expiry_timestamp_seconds",
+                "When the user certificate for the bastion expires; absent without one that does.",
+                bastion,
+            )?,
         })
     }
 
@@ -93,6 +99,8 @@ impl Families {
             self.sessions.with_label_values(labels).set(established.count() as f64);
             raise(&self.stalled, labels, bastion.stalled_seconds);
             set_if_known(&self.unanswered, labels, worst.map(f64::from));
+            let expires = bastion.certificate.as_ref().map(|certificate| certificate.expires.seconds());
+            set_if_known(&self.certificate_expiry, labels, expires);
         }
     }
 }
@@ -143,6 +151,7 @@ impl BastionMetrics {
         let mut ledger = Ledger::default();
         ledger
             .observed(&[&families.up, &families.up_since, &families.sessions, &families.unanswered], &[name]);
+        ledger.observed(&[&families.certificate_expiry], &[name]);
         ledger.raised(&[&families.uptime, &families.stalled], &[name]);
         let mut failures = Failures::default();
         failures.expect(&families.failures, bastion, &ATTEMPT);

@@ -36,6 +36,7 @@ fn snapshot(up: bool) -> Snapshot {
             next_attempt: None,
             last_failure: None,
             public_key: None,
+            certificate: None,
             sessions: vec![Session {
                 id: 1,
                 state: "established".into(),

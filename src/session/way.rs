@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use super::{Parts, load_identities, read_trust};
+use super::identities::{fetch_password, load_identities};
+use super::{Parts, read_trust};
 use crate::clock::now;
-use crate::failure::Failure;
+use crate::failure::{Cause, Failure};
 use crate::ids::Name;
 use crate::metrics::BastionMetrics;
 use crate::settings::plan::BastionPlan;
 use crate::ssh::{self, Connection, Gate};
-use crate::state::{JumpState, SessionLoad};
+use crate::state::{CertificateTerm, JumpState, SessionLoad};
 
 /// A bastion on the way to another one.
 #[derive(Clone)]
@@ -34,13 +35,15 @@ pub(super) struct Unreached {
     pub(super) failure: Failure,
     /// The daemon's own public key, where the hop rejected that.
     pub(super) public_key: Option<String>,
+    /// The certificate that the hop was to be shown.
+    pub(super) certificate: Option<CertificateTerm>,
     /// The jump that it was; none = the bastion itself.
     pub(super) jump: Option<Name>,
 }
 
 impl From<Failure> for Unreached {
     fn from(failure: Failure) -> Self {
-        Self { failure, public_key: None, jump: None }
+        Self { failure, public_key: None, certificate: None, jump: None }
     }
 }
 
@@ -59,13 +62,13 @@ impl Way {
             gate.seat();
             let started = Instant::now();
             let reached = reach(&hop.plan, way.innermost(), gate).await;
-            let (connection, address) = reached.map_err(|unreached| {
+            let Reached { connection, address, certificate } = reached.map_err(|unreached| {
                 hop.metrics.failed(unreached.failure.cause);
                 at_jump(hop, unreached)
             })?;
             hop.metrics.establish.observe(started.elapsed());
             connection.renounce_shells().await;
-            tell(JumpState { bastion: hop.plan.name.clone(), since: now(), address, load });
+            tell(JumpState { bastion: hop.plan.name.clone(), since: now(), address, certificate, load });
             way.0.push(Jump { hop: hop.clone(), connection });
         }
         Ok(way)
@@ -116,23 +119,37 @@ fn at_jump(hop: &Hop, unreached: Unreached) -> Unreached {
     Unreached { failure, jump: Some(hop.plan.name.clone()), ..unreached }
 }
 
+/// A hop that was.
+pub(super) struct Reached {
+    pub(super) connection: Connection,
+    /// Its address, where it is not reached in another way.
+    pub(super) address: Option<SocketAddr>,
+    /// The certificate that it was shown, or was meant to be.
+    pub(super) certificate: Option<CertificateTerm>,
+}
+
 /// Connects to a bastion, verifies it and logs in.
 pub(super) async fn reach(
     plan: &Arc<BastionPlan>,
     through: Option<&Connection>,
     gate: Arc<Gate>,
-) -> Result<(Connection, Option<SocketAddr>), Unreached> {
+) -> Result<Reached, Unreached> {
     let trust = Arc::new(read_trust(plan).await?);
     let identities = load_identities(plan).await?;
     let deadline = Instant::now() + plan.connect_timeout;
     let connected = ssh::connect(plan, through, trust, gate, deadline).await?;
     let address = connected.address;
-    match connected.login(&plan.user, &identities, deadline).await {
-        Ok(connection) => Ok((connection, address)),
+    match connected.login(&plan.user, &identities, fetch_password(plan), deadline).await {
+        Ok(connection) => {
+            // One that is there and not needed is worth a word only where it is meant to be used.
+            let meant = identities.certificate.filter(|_| !plan.certificates.is_empty());
+            let certificate = connection.certificate().cloned().or(meant);
+            Ok(Reached { connection, address, certificate })
+        }
         Err(failure) => {
-            let rejected = failure.cause == crate::failure::Cause::AuthRejected;
+            let rejected = failure.cause == Cause::AuthRejected;
             let public_key = identities.own_public_key.filter(|_| rejected);
-            Err(Unreached { failure, public_key, jump: None })
+            Err(Unreached { failure, public_key, certificate: identities.certificate, jump: None })
         }
     }
 }

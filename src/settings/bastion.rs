@@ -4,10 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use config::ValueKind;
+use serde_json::{Value as Json, json};
+
 use super::database::no_such_bastion;
-use super::plan::{BastionPlan, DaemonPlan, IdentityPlan, TrustPlan};
-use super::reader::{Report, Section};
-use super::values::{Argv, BastionName, Host, Port, Whole, show_duration};
+use super::plan::{AgentPlan, BastionPlan, DaemonPlan, IdentityPlan, TrustPlan};
+use super::reader::{Given, Report, Section};
+use super::values::{Argv, BastionName, Host, Port, Setting, Whole, show_duration};
 use crate::backoff::Bounds;
 use crate::host_keys::Fingerprint;
 use crate::ids::{HostPort, Name};
@@ -31,8 +34,16 @@ pub(super) fn read(
     if jump.is_some() && proxy_command.is_some() {
         report.problem(&section, "jump", "and `proxy_command` are two ways to the bastion: keep one of them");
     }
-    let identity = read_identity(&name, &mut section, daemon, report);
+    let AgentKey(agent) = section.get_or("agent", AgentKey(None), report);
+    let password: Option<SecretSource> = section.get("password", report);
+    let identity = read_identity(&name, &mut section, daemon, agent.is_some(), report);
     let passphrase: Option<SecretSource> = section.get("identity_passphrase", report);
+    if passphrase.is_some() && identity == Some(IdentityPlan::Agent) {
+        let text = "is of no use without `identity`: the keys of an agent are open";
+        report.problem(&section, "identity_passphrase", text);
+    }
+    let certificates: Option<Vec<PathBuf>> = section.get("certificate", report);
+    let legacy_algorithms = section.get_or("legacy_algorithms", false, report);
     let trust = read_trust(&mut section, daemon, report);
     let (keepalive_interval, keepalive_timeout) = read_keepalive(&mut section, report);
     let connect_timeout = read_positive(&mut section, "connect_timeout", Duration::from_secs(15), report);
@@ -48,6 +59,10 @@ pub(super) fn read(
         proxy_command: proxy_command.map(|Argv(words)| words),
         identity: identity?,
         passphrase,
+        certificates: certificates.unwrap_or_default(),
+        agent,
+        password,
+        legacy_algorithms,
         trust: trust?,
         keepalive_interval,
         keepalive_timeout,
@@ -71,14 +86,45 @@ fn read_identity(
     name: &Name,
     section: &mut Section,
     daemon: &DaemonPlan,
+    has_agent: bool,
     report: &mut Report,
 ) -> Option<IdentityPlan> {
     if section.has("identity") {
         return section.get("identity", report).map(IdentityPlan::Files);
     }
+    if has_agent {
+        let _: Option<Vec<PathBuf>> = section.get("identity", report);
+        return Some(IdentityPlan::Agent);
+    }
     let path = daemon.state_dir.join("keys").join(name.as_str());
     section.get_or("identity", vec![path.clone()], report);
-    Some(IdentityPlan::Own { path, generate: daemon.generate_keys })
+    // Whoever gives a password may well want no key.
+    let generate = daemon.generate_keys && !section.has("password");
+    Some(IdentityPlan::Own { path, generate })
+}
+
+/// The value of `agent`.
+struct AgentKey(Option<AgentPlan>);
+
+impl Setting for AgentKey {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        match &given.value.kind {
+            ValueKind::String(text) if !matches!(text.as_str(), "true" | "false") => {
+                given.path(text).map(|path| Self(Some(AgentPlan::Socket(path))))
+            }
+            _ => match bool::read(given) {
+                Ok(on) => Ok(Self(on.then_some(AgentPlan::Environment))),
+                Err(text) => Err(format!("{text}, or the path of the agent's socket in quotes")),
+            },
+        }
+    }
+    fn show(&self) -> Json {
+        match &self.0 {
+            None => json!(false),
+            Some(AgentPlan::Environment) => json!(true),
+            Some(AgentPlan::Socket(path)) => json!(path.display().to_string()),
+        }
+    }
 }
 
 fn read_trust(section: &mut Section, daemon: &DaemonPlan, report: &mut Report) -> Option<TrustPlan> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,6 +116,14 @@ pub struct BastionPlan {
     pub identity: IdentityPlan,
     /// Opens encrypted private keys.
     pub passphrase: Option<SecretSource>,
+    /// User certificates for the keys; if empty, those that lie beside the key files.
+    pub certificates: Vec<PathBuf>,
+    /// The agent that signs for keys whose private half is not in a file.
+    pub agent: Option<AgentPlan>,
+    /// Tried when no key is left to try.
+    pub password: Option<SecretSource>,
+    /// Also offer what only sshd of a decade ago needs: SHA-1, and short groups.
+    pub legacy_algorithms: bool,
     /// Where trust in its host key comes from.
     pub trust: TrustPlan,
     /// Ping after so long a silence; shorter than `keepalive_timeout`.
@@ -132,11 +140,35 @@ pub struct BastionPlan {
     pub reconnect: Bounds,
 }
 
-/// The private keys of a bastion.
+impl BastionPlan {
+    /// Where its certificates are, if it has any.
+    #[must_use]
+    pub fn certificate_files(&self) -> Vec<PathBuf> {
+        match &self.identity {
+            _ if !self.certificates.is_empty() => self.certificates.clone(),
+            IdentityPlan::Files(keys) => keys.iter().map(|key| certificate_beside(key)).collect(),
+            IdentityPlan::Own { path, .. } => vec![certificate_beside(path)],
+            IdentityPlan::Agent => Vec::new(),
+        }
+    }
+}
+
+/// Where ssh-keygen puts the certificate of a key: `KEY-cert.pub`, also for the public file `KEY.pub`.
+#[must_use]
+pub fn certificate_beside(key: &Path) -> PathBuf {
+    let is_public = key.extension().is_some_and(|extension| extension == "pub");
+    let mut name = if is_public { key.with_extension("") } else { key.to_owned() }.into_os_string();
+    name.push("-cert.pub");
+    name.into()
+}
+
+/// The keys to log in to a bastion with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IdentityPlan {
     /// The files that the configuration names, at least one.
     Files(Vec<PathBuf>),
+    /// All that the agent has.
+    Agent,
     /// The daemon's own key for this bastion.
     Own {
         /// Where it is.
@@ -144,6 +176,28 @@ pub enum IdentityPlan {
         /// Make it when it is missing.
         generate: bool,
     },
+}
+
+/// Where an ssh-agent listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentPlan {
+    /// Where `$SSH_AUTH_SOCK` says.
+    Environment,
+    /// On this socket.
+    Socket(PathBuf),
+}
+
+impl AgentPlan {
+    /// The socket, if there is one to be known.
+    #[must_use]
+    pub fn socket(&self) -> Option<PathBuf> {
+        match self {
+            Self::Environment => {
+                std::env::var_os("SSH_AUTH_SOCK").filter(|path| !path.is_empty()).map(PathBuf::from)
+            }
+            Self::Socket(path) => Some(path.clone()),
+        }
+    }
 }
 
 /// Where trust in a host key comes from.

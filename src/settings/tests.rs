@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::plan::{IdentityPlan, Kind, ProbeLevel, ProbeWhen, TlsMode, TrustPlan};
+use super::plan::{AgentPlan, IdentityPlan, Kind, ProbeLevel, ProbeWhen, TlsMode, TrustPlan};
 use super::*;
 use crate::ids::Target;
 
@@ -278,6 +278,49 @@ fn paths_are_relative_to_the_file_that_names_them() {
     let here = case.dir.path();
     let expected = vec![here.join("keys/a"), Path::new("/home/me/b").to_owned(), Path::new("/c").to_owned()];
     assert_eq!(case.load().plan.bastions[0].identity, IdentityPlan::Files(expected));
+}
+
+#[test]
+fn whoever_says_how_to_log_in_needs_no_key_of_the_daemons_own() {
+    let with = |keys: &str| {
+        let user = format!("user = \"u\"\n{keys}");
+        Case::new(&SMALLEST.replace("user = \"tunnelkeeper\"", &user)).env("HOME", "/home/me")
+    };
+    let bastion = |keys: &str| with(keys).load().plan.bastions[0].clone();
+    let own = |generate| IdentityPlan::Own { path: "/var/lib/tunnelkeeper/keys/prod".into(), generate };
+    for (keys, identity, agent) in [
+        ("", own(true), None),
+        ("agent = false", own(true), None),
+        ("password = { env = \"P\" }", own(false), None),
+        ("agent = true", IdentityPlan::Agent, Some(AgentPlan::Environment)),
+        ("agent = \"~/socket\"", IdentityPlan::Agent, Some(AgentPlan::Socket("/home/me/socket".into()))),
+        (
+            "agent = true\nidentity = \"/k\"",
+            IdentityPlan::Files(vec!["/k".into()]),
+            Some(AgentPlan::Environment),
+        ),
+    ] {
+        let plan = bastion(keys);
+        assert_eq!((&plan.identity, &plan.agent), (&identity, &agent), "{keys}");
+    }
+    let beside = |keys: &str| bastion(keys).certificate_files();
+    assert_eq!(beside(""), [Path::new("/var/lib/tunnelkeeper/keys/prod-cert.pub")]);
+    assert_eq!(
+        beside("identity = [\"/a\", \"/b.pub\"]"),
+        [Path::new("/a-cert.pub"), Path::new("/b-cert.pub")]
+    );
+    assert_eq!(beside("certificate = \"/c\""), [Path::new("/c")]);
+    assert!(beside("agent = true").is_empty());
+    for (keys, expected) in [
+        ("agent = 1", "is a number: write true or false, or the path of the agent's socket in quotes"),
+        ("agent = \"true\"", "is text: write true or false, or the path"),
+        ("agent = true\nidentity_passphrase = { env = \"P\" }", "is of no use without `identity`"),
+    ] {
+        let problems = with(keys).problems();
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{keys}: {problems:?}");
+    }
+    let by_environment = with("").env("TUNNELKEEPER__BASTIONS__PROD__AGENT", "true").load();
+    assert_eq!(by_environment.plan.bastions[0].agent, Some(AgentPlan::Environment));
 }
 
 #[test]

@@ -27,6 +27,7 @@ use crate::dial::{self, Arrival, Gone};
 use crate::failure::{Cause, Failure, one_line};
 use crate::ids::{HostPort, Target};
 use crate::settings::show_duration;
+use crate::state::CertificateTerm;
 
 /// Measured: what russh 0.65 keeps of a channel that was closed by us first, in bytes.
 const CLOSED_REMNANT: usize = 3300;
@@ -51,6 +52,7 @@ pub(super) struct Shared {
     obituary: Arc<Obituary>,
     /// Why the last open was refused, in the bastion's words.
     refusal: Arc<Mutex<Option<String>>>,
+    certificate: Option<CertificateTerm>,
     opening: AtomicUsize,
     remnants: AtomicUsize,
     lane: runtime::Handle,
@@ -70,6 +72,7 @@ impl Connection {
         gate: Arc<Gate>,
         obituary: Arc<Obituary>,
         refusal: Arc<Mutex<Option<String>>>,
+        certificate: Option<CertificateTerm>,
     ) -> Self {
         Self(Arc::new(Shared {
             handle,
@@ -77,6 +80,7 @@ impl Connection {
             gate,
             obituary,
             refusal,
+            certificate,
             opening: AtomicUsize::new(0),
             remnants: AtomicUsize::new(0),
             lane: runtime::Handle::current(),
@@ -87,6 +91,12 @@ impl Connection {
     #[must_use]
     pub fn lane(&self) -> &runtime::Handle {
         &self.0.lane
+    }
+
+    /// The time of the certificate that it logged in with, where that ends.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&CertificateTerm> {
+        self.0.certificate.as_ref()
     }
 
     /// Its gate.

@@ -7,13 +7,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use russh::keys::{Algorithm, EcdsaCurve, HashAlg};
-use russh::{Limits, Preferred, SshId, cipher, client, compression, kex};
+use russh::{Limits, SshId, client};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use super::algorithms::{preferred, would_do_with_legacy};
 use super::channel::Connection;
 use super::gate::Gate;
 use super::greeting::Greeting;
@@ -43,6 +43,7 @@ pub struct Connected {
     pub(super) gate: Arc<Gate>,
     pub(super) obituary: Arc<Obituary>,
     pub(super) refusal: Arc<Mutex<Option<String>>>,
+    pub(super) legacy_algorithms: bool,
     /// The address that won the race, where there was one.
     pub address: Option<SocketAddr>,
 }
@@ -63,11 +64,11 @@ pub async fn connect(
     let bastion = &plan.at;
     if let Some(outer) = through {
         let (jump, round_trip) = open_jump(outer, bastion, deadline).await?;
-        return shake_hands(bastion, jump, round_trip, trust, gate, deadline).await;
+        return shake_hands(plan, jump, round_trip, trust, gate, deadline).await;
     }
     if let Some(argv) = &plan.proxy_command {
         let (proxy, fate) = Proxy::start(argv, bastion, &plan.user)?;
-        let connected = shake_hands(bastion, proxy, PROXY_ROUND_TRIP, trust, gate, deadline).await;
+        let connected = shake_hands(plan, proxy, PROXY_ROUND_TRIP, trust, gate, deadline).await;
         return match connected {
             // The bastion has not been heard, so it is the command that is to blame.
             Err(failure) if failure.cause == Cause::BannerClosed => Err(fate.explain(bastion).await),
@@ -77,7 +78,7 @@ pub async fn connect(
     let addresses = resolve(bastion, deadline).await?;
     let (socket, address, round_trip) = race(bastion, addresses, deadline).await?;
     prepare(&socket, plan.keepalive_timeout);
-    let connected = shake_hands(bastion, socket, round_trip, trust, gate, deadline).await?;
+    let connected = shake_hands(plan, socket, round_trip, trust, gate, deadline).await?;
     Ok(Connected { address: Some(address), ..connected })
 }
 
@@ -103,26 +104,29 @@ async fn open_jump(
 }
 
 async fn shake_hands<S: Socket + Send + 'static>(
-    bastion: &HostPort,
+    plan: &BastionPlan,
     socket: S,
     round_trip: Duration,
     trust: Arc<Trust>,
     gate: Arc<Gate>,
     deadline: Instant,
 ) -> Result<Connected, Failure> {
+    let BastionPlan { at: bastion, legacy_algorithms, .. } = plan;
+    let legacy_algorithms = *legacy_algorithms;
     let greeting = Arc::new(Mutex::new(Greeting::default()));
     let transport = Transport::new(socket, Arc::clone(&gate), Arc::clone(&greeting));
-    let config = Arc::new(config(&trust, bastion, round_trip));
+    let config = Arc::new(config(&trust, bastion, round_trip, legacy_algorithms));
     let guard = Guard::new(bastion.clone(), trust, Arc::clone(&gate));
     let (obituary, refusal) = (guard.obituary(), guard.refusal());
     match timeout_at(deadline, client::connect_stream(config, transport, guard)).await {
         Ok(Ok(handle)) => {
-            Ok(Connected { handle, bastion: bastion.clone(), gate, obituary, refusal, address: None })
+            let (bastion, address) = (bastion.clone(), None);
+            Ok(Connected { handle, bastion, gate, obituary, refusal, legacy_algorithms, address })
         }
         Ok(Err(error)) => {
             let greeting = transport::lock(&greeting);
             Err(if greeting.is_complete() {
-                handshake_failure(bastion, error, obituary.read())
+                handshake_failure(bastion, error, obituary.read(), legacy_algorithms)
             } else {
                 greeting_failure(bastion, &greeting, &error)
             })
@@ -276,7 +280,7 @@ fn window_size(round_trip: Duration) -> u32 {
     (round_trip.as_secs_f64() * WINDOW_PACE).clamp(MIN_WINDOW, MAX_WINDOW) as u32
 }
 
-fn config(trust: &Trust, bastion: &HostPort, round_trip: Duration) -> client::Config {
+fn config(trust: &Trust, bastion: &HostPort, round_trip: Duration, legacy: bool) -> client::Config {
     client::Config {
         client_id: SshId::Standard(Cow::Borrowed(concat!(
             "SSH-2.0-tunnelkeeper_",
@@ -295,52 +299,12 @@ fn config(trust: &Trust, bastion: &HostPort, round_trip: Duration) -> client::Co
         maximum_packet_size: 32 << 10,
         // The gate bounds what waits, by bytes; a queue that filled up by messages would stop the whole session.
         channel_buffer_size: usize::MAX >> 4,
-        preferred: preferred(trust.known_key_types(bastion).as_slice()),
+        preferred: preferred(trust.known_key_types(bastion).as_slice(), legacy),
         // Pings, deadlines and the kernel's user timeout are ours: russh's own would condemn a session whose gate
         // is shut.
         keepalive_interval: None,
         inactivity_timeout: None,
         ..client::Config::default()
-    }
-}
-
-const HOST_KEY_ALGORITHMS: [Algorithm; 6] = [
-    Algorithm::Ed25519,
-    Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
-    Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
-    Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
-    Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
-    Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
-];
-
-/// Our algorithms in order of preference. AES-GCM comes first since every machine of the last decade computes it
-/// in hardware; the key types that known_hosts has for this bastion come first since it may have others too.
-fn preferred(known_key_types: &[&str]) -> Preferred {
-    let mut host_keys = HOST_KEY_ALGORITHMS.to_vec();
-    host_keys.sort_by_key(|algorithm| {
-        let key_type = match algorithm {
-            Algorithm::Rsa { .. } => "ssh-rsa",
-            other => other.as_str(),
-        };
-        !known_key_types.contains(&key_type)
-    });
-    let mut kex_list: Vec<kex::Name> = Preferred::DEFAULT.kex.to_vec();
-    let nist = [kex::ECDH_SHA2_NISTP256, kex::ECDH_SHA2_NISTP384, kex::ECDH_SHA2_NISTP521];
-    let after_curve25519 = kex_list.iter().position(|name| *name == kex::DH_GEX_SHA256).unwrap_or(0);
-    kex_list.splice(after_curve25519..after_curve25519, nist);
-    Preferred {
-        kex: kex_list.into(),
-        key: host_keys.into(),
-        cipher: Cow::Borrowed(&[
-            cipher::AES_128_GCM,
-            cipher::AES_256_GCM,
-            cipher::CHACHA20_POLY1305,
-            cipher::AES_256_CTR,
-            cipher::AES_192_CTR,
-            cipher::AES_128_CTR,
-        ]),
-        compression: Cow::Borrowed(&[compression::NONE]),
-        ..Preferred::DEFAULT
     }
 }
 
@@ -366,7 +330,12 @@ fn greeting_failure(bastion: &HostPort, greeting: &Greeting, error: &HandlerErro
 }
 
 /// `last_words` is what the bastion said when it disconnected, if it did.
-fn handshake_failure(bastion: &HostPort, error: HandlerError, last_words: Option<Failure>) -> Failure {
+fn handshake_failure(
+    bastion: &HostPort,
+    error: HandlerError,
+    last_words: Option<Failure>,
+    legacy_algorithms: bool,
+) -> Failure {
     let error = match error {
         HandlerError::Refused(failure) => return failure,
         HandlerError::Ssh(error) => error,
@@ -385,12 +354,15 @@ fn handshake_failure(bastion: &HostPort, error: HandlerError, last_words: Option
                 russh::AlgorithmKind::Compression => "compression",
                 russh::AlgorithmKind::Mac => "MAC",
             };
-            let (ours, theirs) = (ours.join(","), theirs.join(","));
-            Failure::new(
-                Cause::KexNoCommonAlgorithm,
-                format!("no common {what} algorithm with {bastion}: it offers {theirs}"),
-            )
-            .with_hint(format!("update sshd, or allow one of {ours} in its sshd_config"))
+            let text = format!("no common {what} algorithm with {bastion}: it offers {}", theirs.join(","));
+            let update = format!("update sshd, or allow one of {} in its sshd_config", ours.join(","));
+            let hint = match would_do_with_legacy(&theirs) && !legacy_algorithms {
+                true => {
+                    format!("{update}; until then, `legacy_algorithms = true` lets this bastion be reached")
+                }
+                false => update,
+            };
+            Failure::new(Cause::KexNoCommonAlgorithm, text).with_hint(hint)
         }
         russh::Error::IO(error) if is_end(&error) => {
             Failure::new(Cause::KexClosed, format!("{bastion} closed the connection during the key exchange"))
@@ -427,29 +399,6 @@ mod tests {
     fn the_window_follows_the_round_trip() {
         for (millis, mib) in [(0, 2), (1, 2), (10, 11), (50, 32), (500, 32)] {
             assert_eq!(window_size(Duration::from_millis(millis)) >> 20, mib, "{millis} ms");
-        }
-    }
-
-    #[test]
-    fn known_key_types_are_asked_for_first() {
-        let first = |types: &[&str]| preferred(types).key.first().cloned().unwrap();
-        assert_eq!(first(&[]), Algorithm::Ed25519);
-        assert_eq!(first(&["ssh-rsa"]), Algorithm::Rsa { hash: Some(HashAlg::Sha512) });
-        assert_eq!(first(&["ecdsa-sha2-nistp384"]), Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 });
-        assert_eq!(preferred(&["ssh-rsa"]).key.len(), HOST_KEY_ALGORITHMS.len());
-    }
-
-    #[test]
-    fn sha1_and_none_are_never_offered() {
-        let preferred = preferred(&["ssh-rsa"]);
-        assert!(!preferred.key.contains(&Algorithm::Rsa { hash: None }));
-        for name in
-            preferred.kex.iter().map(AsRef::<str>::as_ref).chain(preferred.mac.iter().map(AsRef::as_ref))
-        {
-            assert!(!name.ends_with("sha1") && name != "none", "{name}");
-        }
-        for strict in [kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT, kex::EXTENSION_SUPPORT_AS_CLIENT] {
-            assert!(preferred.kex.contains(&strict), "Terrapin's remedy and rsa-sha2 need {strict:?}");
         }
     }
 

@@ -1,99 +1,58 @@
-//! Private key files: their checks, their formats, and the daemon's own keys.
+//! Private key files: their checks, their formats, and the making of the daemon's own.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use russh::keys::ssh_key::LineEnding;
-use russh::keys::{Algorithm, HashAlg, PrivateKey, decode_secret_key};
+use russh::keys::{Algorithm, PrivateKey, PublicKey, decode_secret_key};
 use zeroize::Zeroizing;
 
 use crate::failure::{Cause, Failure, plain};
 use crate::files;
 use crate::ids::Name;
 use crate::secret::Secret;
-use crate::settings::plan::{BastionPlan, IdentityPlan};
 
 /// Larger than any private key.
 const MAX_KEY_FILE: usize = 64 << 10;
 
-/// A private key to log in with.
-pub(super) struct Identity {
-    path: PathBuf,
-    pub(super) key: Arc<PrivateKey>,
+/// A key file that cannot be logged in with as it is.
+pub(super) struct Unusable {
+    pub(super) failure: Failure,
+    /// Its public half, where that can be told: an agent may have the other.
+    pub(super) public: Option<Box<PublicKey>>,
 }
 
-impl Identity {
-    /// `ssh-ed25519 key SHA256:... (path)`.
-    pub(super) fn describe(&self) -> String {
-        let fingerprint = self.key.public_key().fingerprint(HashAlg::Sha256);
-        format!("the {} key {fingerprint} ({})", self.key.algorithm(), self.path.display())
+impl From<Failure> for Unusable {
+    fn from(failure: Failure) -> Self {
+        Self { failure, public: None }
     }
 }
 
-/// The private keys of a bastion, at least one.
-pub struct Identities {
-    pub(super) keys: Vec<Identity>,
-    /// The public line of the daemon's own key, where that is what it logs in with.
-    pub own_public_key: Option<String>,
-    /// The daemon's own key was missing and has just been made.
-    pub just_made: bool,
-}
-
-/// Loads the private keys of a bastion; makes the daemon's own when it is missing and may be made. Reads files and
-/// may compute for a second (bcrypt), so it belongs on a thread that may block.
-///
-/// # Errors
-/// `auth` `no_identity`, `identity_unreadable` and `passphrase`, naming the file. A list of keys loads if at least
-/// one does.
-pub fn load_identities(plan: &BastionPlan, passphrase: Option<&Secret>) -> Result<Identities, Failure> {
-    match &plan.identity {
-        IdentityPlan::Own { path, generate } => {
-            let missing = !path.exists();
-            let mut just_made = false;
-            if missing && *generate {
-                let made = generate_key(path, &plan.name, Existing::Keep);
-                just_made = made.map_err(|error| cannot_make(path, &error))? == KeyFile::Made;
-            } else if missing {
-                return Err(Failure::new(
-                    Cause::AuthNoIdentity,
-                    format!("bastion \"{}\" has no key: {} does not exist", plan.name, path.display()),
-                ));
-            }
-            let identity = load(path, passphrase)?;
-            let own_public_key = identity.key.public_key().to_openssh().ok();
-            Ok(Identities { keys: vec![identity], own_public_key, just_made })
-        }
-        IdentityPlan::Files(paths) => {
-            let (keys, failures): (Vec<_>, Vec<_>) =
-                paths.iter().map(|path| load(path, passphrase)).partition(Result::is_ok);
-            let keys: Vec<Identity> = keys.into_iter().flatten().collect();
-            match failures.into_iter().find_map(Result::err) {
-                Some(failure) if keys.is_empty() => Err(failure),
-                _ => Ok(Identities { keys, own_public_key: None, just_made: false }),
-            }
-        }
-    }
-}
-
-fn cannot_make(path: &Path, error: &io::Error) -> Failure {
-    Failure::new(
-        Cause::AuthNoIdentity,
-        format!("the key {} cannot be made: {}", path.display(), plain(error)),
-    )
-    .with_hint(
-        "let the daemon's user write to daemon.state_dir, or name an existing private key with `identity`",
-    )
-}
-
-fn load(path: &Path, passphrase: Option<&Secret>) -> Result<Identity, Failure> {
+/// Reads a private key.
+pub(super) fn load(path: &Path, passphrase: Option<&Secret>) -> Result<PrivateKey, Unusable> {
     let text = read(path)?;
-    let key = decode(path, &text, passphrase)?;
-    Ok(Identity { path: path.to_owned(), key: Arc::new(key) })
+    if let Ok(public) = PublicKey::from_openssh(&text) {
+        return Err(Unusable { failure: is_the_public_half(path), public: Some(Box::new(public)) });
+    }
+    decode(path, &text, passphrase).map_err(|failure| {
+        // What OpenSSH writes tells the public half of what it encrypts.
+        let inside = || PrivateKey::from_openssh(&*text).ok().map(|key| key.public_key().clone());
+        let beside = || {
+            let bytes = files::read(&public_path(path), MAX_KEY_FILE).ok()?;
+            PublicKey::from_openssh(std::str::from_utf8(&bytes).ok()?).ok()
+        };
+        Unusable { failure, public: inside().or_else(beside).map(Box::new) }
+    })
+}
+
+fn is_the_public_half(path: &Path) -> Failure {
+    unreadable(path, "is a public key").with_hint(
+        "name the private key, the file of the same name without .pub; or set `agent` where an agent has the key",
+    )
 }
 
 fn unreadable(path: &Path, found: impl std::fmt::Display) -> Failure {
@@ -109,19 +68,21 @@ fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
         _ => return Err(unreadable(path, "is not a file")),
     };
     let mode = metadata.mode() & 0o777;
-    // As ssh does it: our own key must be ours alone; one that belongs to somebody else (root, say) may be shared
-    // with a group of ours. Nobody else's business in any case.
-    let forbidden = if metadata.uid() == geteuid().as_raw() { 0o077 } else { 0o007 };
-    if mode & forbidden != 0 {
-        return Err(unreadable(path, format!("can be read by others (mode {mode:04o})"))
-            .with_hint(format!("chmod 600 {}", path.display())));
-    }
+    let uid = metadata.uid();
     let bytes = files::read_all(file, &metadata, MAX_KEY_FILE).map_err(|error| match error.kind() {
         io::ErrorKind::FileTooLarge => unreadable(path, "is too large to be a key"),
         _ => cannot(error),
     })?;
     let text = std::str::from_utf8(&bytes).map(|text| Zeroizing::new(text.to_owned()));
-    text.map_err(|_| unreadable(path, "is not a private key in any known format"))
+    let text = text.map_err(|_| unreadable(path, "is not a private key in any known format"))?;
+    // As ssh does it: our own key must be ours alone; one that belongs to somebody else (root, say) may be shared
+    // with a group of ours. Nobody else's business in any case.
+    let forbidden = if uid == geteuid().as_raw() { 0o077 } else { 0o007 };
+    if mode & forbidden != 0 && !is_public(&text) {
+        return Err(unreadable(path, format!("can be read by others (mode {mode:04o})"))
+            .with_hint(format!("chmod 600 {}", path.display())));
+    }
+    Ok(text)
 }
 
 fn decode(path: &Path, text: &str, passphrase: Option<&Secret>) -> Result<PrivateKey, Failure> {
@@ -145,8 +106,7 @@ fn decode(path: &Path, text: &str, passphrase: Option<&Secret>) -> Result<Privat
                 format!("the private key {} does not open with `identity_passphrase`", path.display()),
             )
         }),
-        (false, _) if is_public(text) => Err(unreadable(path, "is a public key")
-            .with_hint("name the private key: the file of the same name without .pub")),
+        (false, _) if is_public(text) => Err(is_the_public_half(path)),
         (false, _) => Err(unreadable(path, format!("is not a private key in any known format: {error}"))),
     }
 }

@@ -1,18 +1,33 @@
-//! Logging in: each identity in turn, until the bastion accepts one or nothing is left to try.
+//! Logging in: whatever the bastion goes on with and we have, until it lets us in or nothing is left to try.
+//!
+//! The bastion is asked first what it accepts ("none", as ssh does); then come certificates, keys, and last the password,
+//! by keyboard-interactive before plain: only there can a bastion say that it has expired. Each is tried once, also where
+//! a bastion wants several (`AuthenticationMethods`), so a login comes to an end whatever the bastion answers.
 
-use std::sync::Arc;
+mod password;
+
+use std::time::Duration;
 
 use russh::client::{AuthResult, Handle};
-use russh::keys::{Algorithm, HashAlg, PrivateKeyWithHashAlg};
+use russh::keys::{Algorithm, HashAlg};
 use russh::{MethodKind, MethodSet};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::agent::{Agent, Shown};
 use super::channel::Connection;
 use super::connect::Connected;
 use super::guard::Guard;
-use super::keys::{Identities, Identity};
+use super::identities::{Identities, Identity};
+use super::signing::{Signing, Unsigned};
+use super::tally::Tally;
 use crate::failure::{Cause, Failure};
 use crate::ids::HostPort;
+use crate::state::CertificateTerm;
+pub use password::FetchPassword;
+use password::Password;
+
+/// How long a connection that has just ended may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Connected {
     /// Logs in as `user`.
@@ -23,21 +38,24 @@ impl Connected {
         mut self,
         user: &str,
         identities: &Identities,
+        password: Option<FetchPassword<'_>>,
         deadline: Instant,
     ) -> Result<Connection, Failure> {
-        let attempt = offer_all(&mut self.handle, &self.bastion, user, identities);
-        let outcome = match timeout_at(deadline, attempt).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Failure::new(
-                Cause::AuthTimeout,
-                format!("{} did not decide about the login of \"{user}\" in time", self.bastion),
+        match self.attempt(user, identities, password, deadline).await {
+            Ok(certificate) => Ok(Connection::new(
+                self.handle,
+                self.bastion,
+                self.gate,
+                self.obituary,
+                self.refusal,
+                certificate,
             )),
-        };
-        match outcome {
-            Ok(()) => Ok(Connection::new(self.handle, self.bastion, self.gate, self.obituary, self.refusal)),
             Err(failure) => {
                 // What russh reports as a rejection may be the end of the connection; the bastion's last words,
                 // where there are some, explain it better than we can.
+                if self.handle.is_closed() {
+                    let _ = timeout(LAST_WORDS, self.obituary.wait()).await;
+                }
                 let last_words = self.obituary.read();
                 self.gate.condemn();
                 Err(match last_words {
@@ -47,86 +65,215 @@ impl Connected {
             }
         }
     }
+
+    async fn attempt(
+        &mut self,
+        user: &str,
+        identities: &Identities,
+        password: Option<FetchPassword<'_>>,
+        deadline: Instant,
+    ) -> Result<Option<CertificateTerm>, Failure> {
+        let mut login = Login {
+            tally: Tally::new(&identities.setbacks, password.is_some()),
+            handle: &mut self.handle,
+            bastion: &self.bastion,
+            user,
+            identities,
+            password: password.map(Password::ToFetch),
+            legacy: self.legacy_algorithms,
+            agent: None,
+            rsa_hashes: None,
+            awaited: Awaited::Bastion,
+        };
+        match timeout_at(deadline, login.run()).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(login.overdue()),
+        }
+    }
 }
 
-async fn offer_all(
-    handle: &mut Handle<Guard>,
-    bastion: &HostPort,
-    user: &str,
-    identities: &Identities,
-) -> Result<(), Failure> {
-    let mut offered = Vec::new();
-    let mut accepted_methods = MethodSet::empty();
-    for identity in &identities.keys {
-        offered.push(identity.describe());
-        match offer(handle, user, identity).await {
-            Ok(AuthResult::Success) => return Ok(()),
-            Ok(AuthResult::Failure { partial_success: true, remaining_methods }) => {
-                return Err(Failure::new(
-                    Cause::AuthRejected,
-                    format!(
-                        "{bastion} accepted {} for \"{user}\" and wants {} as well, which is not supported",
-                        identity.describe(),
-                        names(&remaining_methods)
-                    ),
-                ));
-            }
-            Ok(AuthResult::Failure { remaining_methods, .. }) => {
-                let go_on = remaining_methods.contains(&MethodKind::PublicKey);
-                accepted_methods = remaining_methods;
-                if !go_on {
-                    break;
+/// What a login waits for.
+#[derive(Clone, Copy)]
+pub(super) enum Awaited {
+    Bastion,
+    Agent,
+    Secret,
+    /// The bastion's word about the password.
+    Verdict,
+}
+
+struct Login<'a> {
+    handle: &'a mut Handle<Guard>,
+    bastion: &'a HostPort,
+    user: &'a str,
+    identities: &'a Identities,
+    password: Option<Password<'a>>,
+    legacy: bool,
+    /// Connected to when it has to sign.
+    agent: Option<Agent>,
+    /// How the bastion likes RSA keys to sign, once it was asked.
+    rsa_hashes: Option<&'static [Option<HashAlg>]>,
+    awaited: Awaited,
+    tally: Tally,
+}
+
+/// The bastion's answer to what it was offered.
+enum Answer {
+    Accepted,
+    /// Not, or not that alone: these may be tried.
+    GoOn(MethodSet),
+}
+
+impl Login<'_> {
+    /// Returns the time of the certificate that the bastion accepted, where there was one.
+    async fn run(&mut self) -> Result<Option<CertificateTerm>, Failure> {
+        let identities = self.identities;
+        let mut left = identities.list.iter();
+        let mut used = None;
+        let mut by_prompts = self.password.is_some();
+        let mut by_password = self.password.is_some();
+        let mut answer = self.ask_what_it_accepts().await?;
+        loop {
+            let methods = match answer {
+                Answer::Accepted => return Ok(used),
+                Answer::GoOn(methods) => methods,
+            };
+            // A password that was rejected once is not tried in another way: that would only lock the account sooner.
+            let password_is_good = !self.tally.password_rejected;
+            answer = if methods.contains(&MethodKind::PublicKey)
+                && let Some(identity) = left.next()
+            {
+                let accepted_before = self.tally.accepted();
+                let answer = self.show(identity, methods).await?;
+                if matches!(answer, Answer::Accepted) || self.tally.accepted() > accepted_before {
+                    used = used.or_else(|| identity.term.clone());
                 }
+                answer
+            } else if methods.contains(&MethodKind::KeyboardInteractive) && by_prompts && password_is_good {
+                by_prompts = false;
+                let another_way = by_password && methods.contains(&MethodKind::Password);
+                self.answer_prompts(&methods, another_way).await?
+            } else if methods.contains(&MethodKind::Password) && by_password && password_is_good {
+                by_password = false;
+                self.give_password().await?
+            } else {
+                return Err(self.tally.verdict(self.bastion, self.user, &methods));
+            };
+        }
+    }
+
+    async fn ask_what_it_accepts(&mut self) -> Result<Answer, Failure> {
+        match self.handle.authenticate_none(self.user).await {
+            Ok(AuthResult::Success) => Ok(Answer::Accepted),
+            Ok(AuthResult::Failure { remaining_methods, .. }) => Ok(Answer::GoOn(remaining_methods)),
+            Err(error) => Err(self.cut_off(&error.to_string())),
+        }
+    }
+
+    /// Shows a key or a certificate, with each hash that the bastion may like.
+    async fn show(&mut self, identity: &Identity, methods: MethodSet) -> Result<Answer, Failure> {
+        let hashes = match &identity.shown {
+            Shown::Key(key) => self.hashes(&key.algorithm()).await?,
+            Shown::Certificate(certificate) => self.hashes(&certificate.algorithm()).await?,
+        };
+        let mut methods = methods;
+        for hash in hashes {
+            self.awaited = Awaited::Bastion;
+            let mut signing = Signing {
+                signer: &identity.signer,
+                plan: self.identities.agent.as_ref(),
+                binding: self.handle.agent_session_binding().cloned(),
+                agent: &mut self.agent,
+                awaited: &mut self.awaited,
+            };
+            let shown = match &identity.shown {
+                Shown::Key(key) => {
+                    let key = key.clone();
+                    self.handle.authenticate_publickey_with(self.user, key, *hash, &mut signing).await
+                }
+                Shown::Certificate(certificate) => {
+                    let certificate = certificate.as_ref().clone();
+                    self.handle
+                        .authenticate_certificate_with(self.user, certificate, *hash, &mut signing)
+                        .await
+                }
+            };
+            match shown {
+                Ok(AuthResult::Success) => return Ok(Answer::Accepted),
+                Ok(AuthResult::Failure { remaining_methods, partial_success: true }) => {
+                    self.tally.accept(identity.to_string());
+                    return Ok(Answer::GoOn(remaining_methods));
+                }
+                Ok(AuthResult::Failure { remaining_methods, partial_success: false }) => {
+                    methods = remaining_methods;
+                    if !methods.contains(&MethodKind::PublicKey) {
+                        break;
+                    }
+                }
+                // The bastion would have accepted it.
+                Err(Unsigned::Failed(failure)) => {
+                    self.tally.set_back(failure);
+                    return Ok(Answer::GoOn(methods));
+                }
+                Err(Unsigned::Gone) => return Err(self.cut_off("the connection ended")),
             }
-            Err(error) => {
-                return Err(Failure::new(
-                    Cause::AuthClosed,
-                    format!("the login of \"{user}\" at {bastion} was cut off: {error}"),
-                ));
+        }
+        self.tally.reject(identity.to_string());
+        Ok(Answer::GoOn(methods))
+    }
+
+    /// An RSA key signs with SHA-2 (RFC 8332); which one the bastion likes it says in EXT_INFO, and one that says nothing
+    /// is asked for both. SHA-1 comes last, and only where it is allowed.
+    async fn hashes(&mut self, algorithm: &Algorithm) -> Result<&'static [Option<HashAlg>], Failure> {
+        const SHA256: Option<HashAlg> = Some(HashAlg::Sha256);
+        const SHA512: Option<HashAlg> = Some(HashAlg::Sha512);
+        if !matches!(algorithm, Algorithm::Rsa { .. }) {
+            return Ok(&[None]);
+        }
+        if let Some(known) = self.rsa_hashes {
+            return Ok(known);
+        }
+        let best = self.handle.best_supported_rsa_hash().await;
+        let best = best.map_err(|error| self.cut_off(&error.to_string()))?;
+        let hashes: &[_] = match (best, self.legacy) {
+            (Some(Some(HashAlg::Sha256)), false) => &[SHA256],
+            (Some(Some(HashAlg::Sha256)), true) => &[SHA256, None],
+            (Some(Some(_)), false) => &[SHA512],
+            (Some(Some(_)), true) => &[SHA512, None],
+            (Some(None), true) => &[None],
+            (None, true) => &[SHA512, SHA256, None],
+            (Some(None) | None, false) => &[SHA512, SHA256],
+        };
+        self.rsa_hashes = Some(hashes);
+        Ok(hashes)
+    }
+
+    fn overdue(&self) -> Failure {
+        let Self { bastion, user, .. } = self;
+        match self.awaited {
+            Awaited::Agent => Failure::new(Cause::AuthAgent, "the agent did not sign in time for the login"),
+            Awaited::Secret => {
+                Failure::new(Cause::AuthSecret, "`password` was not fetched in time for the login")
+            }
+            Awaited::Bastion => {
+                let text = format!("{bastion} did not decide about the login of \"{user}\" in time");
+                Failure::new(Cause::AuthTimeout, text)
+            }
+            Awaited::Verdict => {
+                let text = format!("{bastion} did not decide about the password of \"{user}\" in time");
+                // RFC 4252 section 8 lets it ask for a new one instead; russh waits on then.
+                Failure::new(Cause::AuthTimeout, text).with_hint(
+                    "the bastion's directory service (LDAP, PAM) may be slow, or the password may have expired: log in by \
+                     hand to see",
+                )
             }
         }
     }
-    let offers = match names(&accepted_methods) {
-        none if none.is_empty() => String::new(),
-        names => format!("; it accepts {names}"),
-    };
-    Err(Failure::new(
-        Cause::AuthRejected,
-        format!("{bastion} rejected {} for \"{user}\"{offers}", offered.join(" and ")),
-    ))
-}
 
-async fn offer(
-    handle: &mut Handle<Guard>,
-    user: &str,
-    identity: &Identity,
-) -> Result<AuthResult, russh::Error> {
-    let hashes: &[Option<HashAlg>] = match identity.key.algorithm() {
-        // An ssh-rsa key signs with SHA-2 (RFC 8332); which one the server likes it says in EXT_INFO, and a server
-        // that says nothing is asked for both. SHA-1 is never offered.
-        Algorithm::Rsa { .. } => match handle.best_supported_rsa_hash().await? {
-            Some(Some(HashAlg::Sha256)) => &[Some(HashAlg::Sha256)],
-            Some(Some(_)) => &[Some(HashAlg::Sha512)],
-            Some(None) | None => &[Some(HashAlg::Sha512), Some(HashAlg::Sha256)],
-        },
-        _ => &[None],
-    };
-    let mut result = AuthResult::Failure { remaining_methods: MethodSet::empty(), partial_success: false };
-    for hash in hashes {
-        let key = PrivateKeyWithHashAlg::new(Arc::clone(&identity.key), *hash);
-        result = handle.authenticate_publickey(user, key).await?;
-        match &result {
-            AuthResult::Failure { partial_success: false, remaining_methods }
-                if remaining_methods.contains(&MethodKind::PublicKey) => {}
-            _ => break,
-        }
+    fn cut_off(&self, why: &str) -> Failure {
+        let text = format!("the login of \"{}\" at {} was cut off: {why}", self.user, self.bastion);
+        Failure::new(Cause::AuthClosed, text)
     }
-    Ok(result)
-}
-
-fn names(methods: &MethodSet) -> String {
-    let names: Vec<&str> = methods.iter().map(Into::into).collect();
-    names.join(", ")
 }
 
 /// Joins what we saw (no login) with what the connection's end says.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::secret::SecretSource;
-use crate::settings::plan::{BastionPlan, IdentityPlan, TrustPlan};
+use crate::settings::plan::{AgentPlan, BastionPlan, IdentityPlan, TrustPlan};
 use crate::stamps::Stamps;
 
 /// How often the files are looked at.
@@ -67,10 +67,16 @@ fn files_of(plan: &BastionPlan) -> Vec<PathBuf> {
     let mut paths = match &plan.identity {
         IdentityPlan::Files(files) => files.clone(),
         IdentityPlan::Own { path, .. } => vec![path.clone()],
+        IdentityPlan::Agent => Vec::new(),
     };
-    if let Some(SecretSource::File(path)) = &plan.passphrase {
-        paths.push(path.clone());
+    paths.extend(plan.certificate_files());
+    for secret in [&plan.passphrase, &plan.password] {
+        if let Some(SecretSource::File(path)) = secret {
+            paths.push(path.clone());
+        }
     }
+    // An agent that was started again has another socket.
+    paths.extend(plan.agent.as_ref().and_then(AgentPlan::socket));
     match &plan.trust {
         TrustPlan::Files(known) | TrustPlan::Defaults(known) => paths.extend(known.iter().cloned()),
         TrustPlan::Pins(_) => {}

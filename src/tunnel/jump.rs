@@ -5,8 +5,10 @@ use std::sync::{Arc, Weak};
 
 use futures_util::future::select_all;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::certificate::Certificate;
 use crate::clock::now;
 use crate::failure::Failure;
 use crate::ids::Name;
@@ -58,15 +60,26 @@ impl Unit {
                 .iter_mut()
                 .map(|tunnel| (tunnel.bastion.clone(), Arc::clone(&tunnel.state.borrow_and_update())))
                 .collect();
-            let state = known.view(&self.bastion, &self.publish.borrow(), &states);
+            let mut state = known.view(&self.bastion, &self.publish.borrow(), &states);
+            let look_at = known.certificate.look(&self.bastion);
+            state.certificate = known.certificate.term().cloned();
             self.publish.send_replace(Arc::new(state));
             // A tunnel that is gone says no more; who is behind is told anew then.
             let news = behind.iter_mut().map(|tunnel| Box::pin(said(&mut tunnel.state)));
             tokio::select! {
                 _ = select_all(news), if !states.is_empty() => {}
                 () = said(&mut changes) => {}
+                () = at(look_at) => {}
             }
         }
+    }
+}
+
+/// Waits until then, for ever if that is never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -77,9 +90,10 @@ async fn said<T>(receiver: &mut watch::Receiver<T>) {
     }
 }
 
-/// The sessions to the bastion seen so far, by the numbers they got.
+/// The sessions to the bastion seen so far, by the numbers they got, and what it was shown.
 #[derive(Default)]
 struct Known {
+    certificate: Certificate,
     sessions: Vec<(u64, Weak<SessionLoad>)>,
     next_id: u64,
 }
@@ -102,11 +116,17 @@ impl Known {
         let up = state.sessions.iter().any(|session| session.phase == SessionPhase::Established);
         state.uptime.set(up, at);
         state.down_since = if up { None } else { Some(before.down_since.unwrap_or(at)) };
+        if let Some(newest) = state.sessions.iter().max_by_key(|session| session.id) {
+            self.certificate.note(newest.certificate.clone());
+        }
         let troubles = behind.iter().filter_map(|(_, tunnel)| Some((tunnel, tunnel.jumps.get(bastion)?)));
         let own = troubles.max_by_key(|(_, trouble)| trouble.incident.last.instant);
         if let Some((tunnel, trouble)) = own {
             state.last_failure = Some(trouble.incident.clone());
             state.public_key.clone_from(&trouble.public_key);
+            if trouble.certificate.is_some() {
+                self.certificate.note(trouble.certificate.clone());
+            }
             (state.refusing, state.next_attempt) = (tunnel.refusing, tunnel.next_attempt);
         } else {
             state.last_failure = of_those_behind(behind).or_else(|| before.last_failure.clone());
@@ -123,6 +143,7 @@ impl Known {
             phase,
             since: jump.since,
             address: jump.address,
+            certificate: jump.certificate.clone(),
             load: Arc::clone(&jump.load),
             jumps: Vec::new(),
         });
@@ -165,10 +186,12 @@ mod tests {
             bastion: name(text),
             since: now(),
             address: None,
+            certificate: None,
             load: Arc::default(),
         };
         let jumps = through.iter().map(jump).collect();
-        SessionState { id: 7, phase, since: now(), address: None, load: Arc::default(), jumps }
+        let load = Arc::default();
+        SessionState { id: 7, phase, since: now(), address: None, certificate: None, load, jumps }
     }
 
     #[tokio::test]
@@ -188,7 +211,11 @@ mod tests {
 
         let mut incident = None;
         Incident::record(&mut incident, Failure::new(Cause::TcpRefused, "nobody listens"), now());
-        let trouble = JumpTrouble { incident: incident.clone().unwrap(), public_key: Some("key".to_owned()) };
+        let trouble = JumpTrouble {
+            incident: incident.clone().unwrap(),
+            public_key: Some("key".to_owned()),
+            certificate: None,
+        };
         let jumps = [(name("outer"), trouble)].into();
         tell.send_replace(Arc::new(TunnelState {
             jumps,

@@ -11,6 +11,7 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
+use super::certificate::Certificate;
 use super::files::Files;
 use super::pace::Pace;
 use super::{Parts, Seat, Waiting};
@@ -69,6 +70,7 @@ pub(super) struct Pool {
     /// A client was placed where it would be better off with one more session.
     grow: bool,
     files: Files,
+    certificate: Certificate,
     state: TunnelState,
     /// The state differs from the published one.
     dirty: bool,
@@ -108,6 +110,7 @@ impl Pool {
             growth: Pace::new(bounds),
             grow: false,
             files,
+            certificate: Certificate::default(),
             state,
             dirty: true,
             warned: None,
@@ -207,6 +210,7 @@ impl Pool {
         self.retire();
         self.shrink();
         let files_at = self.look_at_files();
+        let certificate_at = self.look_at_certificate();
         let dial_at = self.dial();
         self.publish();
         let busy = self.slots.len() > self.parts.plan.pool.min || self.slots.iter().any(|slot| slot.retiring);
@@ -214,9 +218,8 @@ impl Pool {
         let place_at = (!self.waiting.is_empty() && self.is_up()).then(|| Instant::now() + PLACE_EVERY);
         let proven_at =
             self.unproven().map(|slot| Instant::from_std(slot.state().since.instant) + PROVEN_AFTER);
-        let soonest =
-            [dial_at, files_at, tend_at, place_at, steady_at, proven_at.min()].into_iter().flatten().min();
-        soonest.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
+        let soonest = [dial_at, files_at, certificate_at, tend_at, place_at, steady_at, proven_at.min()];
+        soonest.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
 
     /// Ends all sessions in good order.

@@ -139,7 +139,8 @@ fn check_notes_files_that_are_not_there() {
     let (dir, config) = configured(&format!(
         "{SMALL}user = \"u\"\npassword = {{ file = \"password\" }}\ntls = {{ mode = \"verify-full\", ca = \"ca.pem\" }}\n\
          [bastions.second]\nhost = \"b\"\nuser = \"u\"\nidentity = [\"key\", \"here\"]\nknown_hosts = \"known\"\n\
-         identity_passphrase = {{ file = \"loop\" }}\n"
+         identity_passphrase = {{ file = \"loop\" }}\ncertificate = \"cert\"\nagent = \"socket\"\n\
+         password = {{ file = \"secret\" }}\n"
     ));
     fs::write(dir.path().join("here"), "").unwrap();
     std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
@@ -150,12 +151,15 @@ fn check_notes_files_that_are_not_there() {
         "bastions.second.identity: there is no such file yet: key",
         "bastions.second.known_hosts: there is no such file yet: known",
         "bastions.second.identity_passphrase: loop cannot be read by the user running this: Too many",
+        "bastions.second.certificate: there is no such file yet: cert",
+        "bastions.second.agent: there is no such file yet: socket",
+        "bastions.second.password: there is no such file yet: secret",
         "databases.other.password: there is no such file yet: password",
         "databases.other.tls.ca: there is no such file yet: ca.pem",
     ] {
         assert!(text.contains(&format!("note: {note}")), "{note} is not in {text}");
     }
-    assert_eq!(text.matches("note: ").count(), 6, "{text}");
+    assert_eq!(text.matches("note: ").count(), 9, "{text}");
 }
 
 #[test]

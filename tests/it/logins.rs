@@ -1,5 +1,7 @@
-//! Keys in every format that ssh-keygen writes, with and without a passphrase.
+//! Keys in every format that ssh-keygen writes, with and without a passphrase, and an sshd of long ago.
 
+use crate::agents::daemon;
+use crate::support::account::account;
 use crate::support::bastion::{make_key, public_line};
 use crate::support::{Bastion, Daemon, eventually};
 
@@ -96,5 +98,36 @@ fn passphrases_that_are_missing_wrong_or_of_no_use() {
         assert_eq!((&event["phase"], &event["reason"]), (&"auth".into(), &reason.into()), "{event}");
         assert!(event["detail"].as_str().unwrap().contains(detail), "{event}");
         assert!(!daemon.printed().contains(PASSPHRASE));
+    }
+}
+
+#[test]
+fn an_sshd_of_long_ago() {
+    let dir = tempfile::TempDir::with_prefix("host-").unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let host = make_key(dir.path(), "host", &["-t", "rsa", "-b", "2048", "-N", ""]);
+    account().give(&host);
+    let public = public_line(&host);
+    for (lines, what) in [
+        ("HostKeyAlgorithms ssh-rsa", "host key"),
+        ("KexAlgorithms diffie-hellman-group14-sha1", "key exchange"),
+        ("MACs hmac-sha1\nCiphers aes128-ctr", "MAC"),
+    ] {
+        let lines = format!("{lines}\nPubkeyAcceptedAlgorithms ssh-rsa");
+        let bastion = Bastion::with(&format!("HostKey {}\n{lines}", host.display()));
+        let key = make_key(&bastion.path(""), "rsa", &["-t", "rsa", "-b", "2048", "-N", ""]);
+        bastion.authorize(&public_line(&key));
+        let section = bastion.keyless_section("prod", bastion.port);
+        let known_hosts = bastion.path(&format!("known_hosts.prod.{}", bastion.port));
+        std::fs::write(known_hosts, format!("[127.0.0.1]:{} {public}\n", bastion.port)).unwrap();
+        let section = format!("{section}identity = {:?}\n", key.display().to_string());
+        let refused = daemon(&section).wait_event("bastion not reached");
+        assert_eq!((&refused["phase"], &refused["reason"]), (&"kex".into(), &"no_common_algorithm".into()));
+        assert!(
+            refused["detail"].as_str().unwrap().contains(&format!("no common {what} algorithm")),
+            "{refused}"
+        );
+        assert!(refused["hint"].as_str().unwrap().contains("`legacy_algorithms = true`"), "{refused}");
+        daemon(&format!("{section}legacy_algorithms = true\n")).wait_up("prod");
     }
 }

@@ -16,8 +16,10 @@
 
 mod support;
 
+mod agents;
 mod architecture;
 mod carried;
+mod certificates;
 mod commands;
 mod contract;
 mod crowd;
@@ -30,6 +32,7 @@ mod library;
 mod lifetime;
 mod logins;
 mod outage;
+mod passwords;
 mod reload;
 mod secrets;
 mod sockets;

@@ -1,6 +1,7 @@
 //! What the tests stand on.
 
 pub mod account;
+pub mod agent;
 pub mod bastion;
 pub mod client;
 pub mod daemon;
@@ -10,6 +11,7 @@ pub mod relay;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+pub use agent::Agent;
 pub use bastion::Bastion;
 pub use daemon::Daemon;
 pub use postgres::Postgres;

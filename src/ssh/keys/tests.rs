@@ -4,7 +4,8 @@ use super::*;
 use crate::backoff::Bounds;
 use crate::ids::HostPort;
 use crate::placement::PoolBounds;
-use crate::settings::plan::TrustPlan;
+use crate::settings::plan::{BastionPlan, IdentityPlan, TrustPlan};
+use crate::ssh::identities::{Identities, load_identities as load};
 
 fn plan(identity: IdentityPlan) -> BastionPlan {
     let second = std::time::Duration::from_secs(1);
@@ -16,6 +17,10 @@ fn plan(identity: IdentityPlan) -> BastionPlan {
         proxy_command: None,
         identity,
         passphrase: None,
+        certificates: vec![],
+        agent: None,
+        password: None,
+        legacy_algorithms: false,
         trust: TrustPlan::Pins(vec![]),
         keepalive_interval: second,
         keepalive_timeout: second,
@@ -24,6 +29,10 @@ fn plan(identity: IdentityPlan) -> BastionPlan {
         pool: PoolBounds { min: 1, max: 1 },
         reconnect: Bounds { min: second, max: second },
     }
+}
+
+fn load_identities(plan: &BastionPlan, passphrase: Option<&Secret>) -> Result<Identities, Failure> {
+    load(plan, passphrase, None)
 }
 
 fn failure(path: &Path) -> Failure {
@@ -166,7 +175,7 @@ fn one_good_key_of_a_list_is_enough() {
     let good = dir.path().join("good");
     generate_key(&good, &Name::parse("prod").unwrap(), Existing::Keep).unwrap();
     let paths = vec![dir.path().join("missing"), good];
-    assert_eq!(load_identities(&plan(IdentityPlan::Files(paths)), None).unwrap().keys.len(), 1);
+    assert_eq!(load_identities(&plan(IdentityPlan::Files(paths)), None).unwrap().list.len(), 1);
 }
 
 #[test]

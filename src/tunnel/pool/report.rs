@@ -12,7 +12,7 @@ use crate::clock::now;
 use crate::failure::{Cause, Failure};
 use crate::ids::Name;
 use crate::session::Exit;
-use crate::state::{Incident, JumpTrouble, Moment, SessionPhase};
+use crate::state::{CertificateTerm, Incident, JumpTrouble, Moment, SessionPhase};
 
 /// How often a failure that goes on is logged.
 const REMIND_EVERY: Duration = Duration::from_secs(600);
@@ -34,7 +34,7 @@ impl Pool {
         match exit {
             Exit::Closed => debug!(bastion = %self.parts.plan.name, session = slot.id, "session closed"),
             Exit::Lost { failure, lived, clients, jump } => {
-                self.blame(jump, &failure, None);
+                self.blame(jump, &failure, None, None);
                 self.parts.metrics.lost(failure.cause);
                 warn!(
                     bastion = %self.parts.plan.name,
@@ -53,11 +53,14 @@ impl Pool {
                 }
                 Incident::record(&mut self.state.last_failure, failure, now());
             }
-            Exit::NotEstablished { failure, public_key, jump } => {
+            Exit::NotEstablished { failure, public_key, certificate, jump } => {
                 self.parts.metrics.failed(failure.cause);
                 let retry_at = self.schedule(failure.cause);
                 self.state.public_key = public_key.clone().filter(|_| jump.is_none());
-                self.blame(jump, &failure, public_key);
+                if jump.is_none() && certificate.is_some() {
+                    self.certificate.note(certificate.clone());
+                }
+                self.blame(jump, &failure, public_key, certificate);
                 Incident::record(&mut self.state.last_failure, failure.clone(), now());
                 self.warn_of(&failure, retry_at);
             }
@@ -65,12 +68,18 @@ impl Pool {
     }
 
     /// Remembers which bastion on the way it was that failed.
-    fn blame(&mut self, jump: Option<Name>, failure: &Failure, public_key: Option<String>) {
+    fn blame(
+        &mut self,
+        jump: Option<Name>,
+        failure: &Failure,
+        public_key: Option<String>,
+        certificate: Option<CertificateTerm>,
+    ) {
         let Some(jump) = jump else { return };
         let mut incident = self.state.jumps.remove(&jump).map(|trouble| trouble.incident);
         Incident::record(&mut incident, failure.clone(), now());
         if let Some(incident) = incident {
-            self.state.jumps.insert(jump, JumpTrouble { incident, public_key });
+            self.state.jumps.insert(jump, JumpTrouble { incident, public_key, certificate });
         }
     }
 
@@ -115,8 +124,22 @@ impl Pool {
     pub(super) fn look_at_files(&mut self) -> Option<Instant> {
         let (changed, again) = self.files.look();
         if changed {
-            info!(bastion = %self.parts.plan.name, "a key, passphrase or known_hosts file has changed: trying again now");
+            info!(bastion = %self.parts.plan.name, "a file that the login needs has changed: trying again now");
             self.dial_now();
+        }
+        again
+    }
+
+    /// Follows what logins find, and the file meanwhile. Returns when to look again.
+    pub(super) fn look_at_certificate(&mut self) -> Option<Instant> {
+        let established = self.slots.iter().filter(|slot| slot.handle.connection().is_some());
+        if let Some(newest) = established.max_by_key(|slot| slot.id) {
+            self.certificate.note(newest.state().certificate);
+        }
+        let again = self.certificate.look(&self.parts.plan.name);
+        if self.state.certificate.as_ref() != self.certificate.term() {
+            self.state.certificate = self.certificate.term().cloned();
+            self.dirty = true;
         }
         again
     }

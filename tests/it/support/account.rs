@@ -11,8 +11,8 @@ const INSTALL: &str = "install what the tests need: sudo apt-get install openssh
 
 pub struct Account {
     pub name: String,
-    uid: u32,
-    gid: u32,
+    pub uid: u32,
+    pub gid: u32,
 }
 
 pub fn account() -> Account {

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use tempfile::TempDir;
 
 use super::account::{Account, account, find};
@@ -20,6 +20,8 @@ pub struct Bastion {
     dir: TempDir,
     running: Option<Child>,
     log: Arc<Mutex<String>>,
+    /// It asks PAM, as this directory says, which it alone sees in place of the system's.
+    pam: Option<PathBuf>,
 }
 
 /// Makes a key pair with ssh-keygen, and returns the private key's path.
@@ -47,13 +49,39 @@ impl Bastion {
 
     /// Starts an sshd with further lines in its configuration; they come first, so they win.
     pub fn with(lines: &str) -> Self {
+        let mut bastion = Self::prepare(lines);
+        bastion.start_again();
+        bastion
+    }
+
+    /// Starts an sshd that also takes this password. Whoever it is for must not matter, so PAM compares it; `account`
+    /// is the line by which PAM then judges the account.
+    pub fn with_password(password: &str, account: &str, lines: &str) -> Self {
+        let methods = "UsePAM yes\nPasswordAuthentication yes\nKbdInteractiveAuthentication yes\n";
+        let mut bastion = Self::prepare(&format!("{lines}\n{methods}"));
+        let (dir, script) = (bastion.path("pam.d"), bastion.path("check"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(&script, format!("#!/bin/sh\nread -r given\n[ \"$given\" = '{password}' ]\n")).unwrap();
+        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let check = format!("pam_exec.so quiet expose_authtok {}", script.display());
+        let service = format!(
+            "auth required {check}\nauth required pam_permit.so\naccount required {account}\n\
+             password required pam_unix.so\nsession required pam_permit.so\n"
+        );
+        fs::write(dir.join("sshd"), service).unwrap();
+        bastion.pam = Some(dir);
+        bastion.start_again();
+        bastion
+    }
+
+    fn prepare(lines: &str) -> Self {
         let dir = TempDir::with_prefix("bastion-").unwrap();
         let account = account();
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let host_key = make_key(dir.path(), "host", &["-t", "ed25519", "-N", ""]);
         let identity = make_key(dir.path(), "identity", &["-t", "ed25519", "-N", ""]);
         let port = free_port();
-        let mut bastion = Self { port, account, dir, running: None, log: Arc::default() };
+        let bastion = Self { port, account, dir, running: None, log: Arc::default(), pam: None };
         bastion.authorize(&public_line(&identity));
         bastion.account.give(&host_key);
         fs::write(
@@ -69,7 +97,6 @@ impl Bastion {
             ),
         )
         .unwrap();
-        bastion.start_again();
         bastion
     }
 
@@ -111,7 +138,6 @@ impl Bastion {
     pub fn start_again(&mut self) {
         assert!(self.running.is_none());
         let mut child = self
-            .account
             .command(&find("sshd"))
             .args(["-D", "-e", "-f"])
             .arg(self.path("sshd_config"))
@@ -137,6 +163,22 @@ impl Bastion {
             }
             TcpStream::connect(("127.0.0.1", port)).ok()
         });
+    }
+
+    /// sshd finds what PAM shall do in /etc/pam.d only, so it gets a mount namespace of its own. Whoever may not mount
+    /// makes one in a user namespace, and in that another in which it is itself again.
+    fn command(&self, program: &Path) -> Command {
+        let Some(pam) = &self.pam else { return self.account.command(program) };
+        let mut command = Command::new("unshare");
+        let back = if geteuid().is_root() {
+            format!("setpriv --reuid {0} --regid {1} --clear-groups", self.account.uid, self.account.gid)
+        } else {
+            command.arg("--map-root-user");
+            format!("unshare --user --map-user={} --map-group={}", self.account.uid, self.account.gid)
+        };
+        let script = format!("mount --bind \"$0\" /etc/pam.d && exec {back} setpriv --pdeathsig KILL \"$@\"");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", &script]).arg(pam).arg(program);
+        command
     }
 
     pub fn log(&self) -> String {
