@@ -69,6 +69,8 @@ fn an_agent_signs_for_the_keys_that_are_named_and_shows_no_others() {
     let status = std::process::Command::new("ssh-keygen")
         .args(["-q", "-p", "-N", "open sesame", "-f"])
         .arg(&closed)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
         .status();
     assert!(status.unwrap().success());
     bastion.authorize(&public_line(&closed));

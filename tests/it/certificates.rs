@@ -184,3 +184,20 @@ fn what_is_wrong_with_a_certificate_is_named() {
     let (_daemon, _, detail, _) = failure(&named(&public));
     assert!(detail.contains(&format!("the certificate {public} is not an OpenSSH certificate")), "{detail}");
 }
+
+#[test]
+fn one_for_a_jump() {
+    let certified = Certified::start();
+    let key = certified.key("key", &["-t", "ed25519"]);
+    certified.sign(&key, certified.user(), "-30d:+6d");
+    let inner = Bastion::start();
+    let edge = certified.bastion.keyless_section("edge", certified.bastion.port);
+    let section = format!("{edge}{}{}jump = \"edge\"\n", identity(&key), inner.section("prod", inner.port));
+    let daemon = daemon(&section);
+    daemon.wait_up("prod");
+    let event = daemon.wait_event("certificate expires soon, or has expired");
+    assert_eq!(event["bastion"], "edge", "{event}");
+    let of_edge = EXPIRY.replace("prod", "edge");
+    eventually("its end is known", || daemon.metrics().get(&of_edge).copied());
+    assert!(!daemon.metrics().contains_key(EXPIRY));
+}
