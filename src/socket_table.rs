@@ -21,6 +21,9 @@ const FRESH_FOR: Duration = Duration::from_millis(200);
 /// How long a name is looked for: those who ask have a client to cut at once.
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// The state of a connection that has ended (`TCP_TIME_WAIT`), and its empty queues.
+const TIME_WAIT: &str = " 06 00000000:00000000 ";
+
 type Owners = HashMap<(SocketAddr, SocketAddr), u32>;
 
 /// Reads the kernel's table when it is asked, and not more often than needed.
@@ -73,7 +76,9 @@ fn plain(address: SocketAddr) -> SocketAddr {
 
 fn read() -> Owners {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
-    tables.iter().flat_map(|table| table.lines().skip(1)).filter_map(parse).collect()
+    let lines = tables.iter().flat_map(|table| table.lines().skip(1));
+    // Ended connections stay in the table for a minute: on a busy machine they are most of it, and nobody's.
+    lines.filter(|line| !line.contains(TIME_WAIT)).filter_map(parse).collect()
 }
 
 /// `sl local remote state queues timer retransmits uid ...`

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::stalled::{ROW, ROWS, Reader};
 use crate::support::client::{Job, job};
+use crate::support::daemon::run;
 use crate::support::{Bastion, Daemon, Fault, Postgres, Relay, eventually, runtime};
 
 /// Three sshds one behind the other, and a fourth beside the last one: `edge`, `middle`, `prod`, `side`.
@@ -167,4 +168,33 @@ fn a_jump_that_forbids_the_way_is_named_with_the_remedy() {
     assert!(event["hint"].as_str().unwrap().contains("let the jump forward to 127.0.0.1:"), "{event}");
     let state = daemon.bastion("edge");
     assert!(!state["up"].as_bool().unwrap());
+}
+
+#[test]
+fn the_line_of_keygen_opens_the_way_to_the_next_hop_and_no_other() {
+    let (edge, prod) = (Bastion::start(), Bastion::start());
+    edge.authorize("");
+    let config = format!(
+        "{}{}jump = \"edge\"\n{}",
+        edge.keyless_section("edge", edge.port),
+        prod.section("prod", prod.port),
+        Postgres::shared().section("analytics", "prod")
+    );
+    let daemon = Daemon::start(&config);
+    eventually("the jump shows the key that it is missing", || {
+        (!daemon.bastion("edge")["public_key"].is_null()).then_some(())
+    });
+    assert!(daemon.bastion("prod")["public_key"].is_null());
+    let (cause, detail) = trouble(&daemon, "prod");
+    assert_eq!(cause, "auth rejected");
+    assert!(detail.starts_with("at the jump \"edge\": "), "{detail}");
+    let output = run(&daemon.config(), &["keygen", "edge"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find(|line| line.contains("restrict,")).unwrap().trim();
+    assert_eq!(line.matches("permitopen=").count(), 1);
+    assert!(line.contains(&format!("permitopen=\"127.0.0.1:{}\"", prod.port)), "{line}");
+    edge.authorize(line);
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    daemon.wait_up("prod");
+    assert_eq!(runtime().block_on(job(daemon.address("analytics"))), Job::Done);
 }
