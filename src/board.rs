@@ -1,6 +1,7 @@
 //! The notice board: one `watch` per unit, and the snapshot of all. Surfaces read it and nothing else.
 
 use std::collections::BTreeMap;
+use std::path::{self, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
 use crate::ids::Name;
-use crate::settings::plan::{BastionPlan, DatabasePlan};
+use crate::settings::plan::{BastionPlan, DatabasePlan, TlsPlan};
 use crate::snapshot::{
     Bastion, Certificate, Client, Configuration, Daemon, Database, Probe, Session, Snapshot, Stamp, Trouble,
 };
@@ -226,7 +227,16 @@ fn database(unit: &DatabaseUnit, up: bool, now: Instant) -> Database {
                 .map(|incident| Trouble::new(incident, probe.health != Health::Up)),
         },
         clients: clients.iter().map(|client| self::client(client)).collect(),
+        database: plan.probe.login.as_ref().and_then(|login| login.database.clone()),
+        sslmode: Some(plan.probe.tls.mode.as_str().to_owned()),
+        sslrootcert: roots(&plan.probe.tls),
     }
+}
+
+/// Whoever reads it stands in another directory than we do.
+fn roots(tls: &TlsPlan) -> Option<String> {
+    let file = |ca: &PathBuf| path::absolute(ca).unwrap_or_else(|_| ca.clone()).display().to_string();
+    tls.mode.verifies().then(|| tls.ca.as_ref().map_or("system".to_owned(), file))
 }
 
 fn client(state: &ClientState) -> Client {

@@ -1,21 +1,27 @@
 //! The command line: reads it, runs the command, and says how it ended.
 
+mod asking;
 mod configuration;
+mod exec;
 mod keygen;
+mod libpq;
+mod reach;
+mod service_file;
 mod status;
+mod wait;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::app;
 use crate::failure::plain;
 use crate::settings::{self, Problem, Settings, Surroundings};
-use crate::telemetry;
+use crate::{app, client, telemetry};
 
 /// The command did what it was asked.
 const DONE: u8 = 0;
@@ -85,6 +91,54 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Wait until databases can be reached
+    ///
+    /// A database can be reached when the daemon takes clients, a tunnel for it is up and its probe, if it has one, has
+    /// found it up: as /readyz/NAME says, but for a first probe that is still under way, which is waited for. So is a
+    /// daemon that does not run yet. When time is up, standard error tells for each database what is missing and why, and
+    /// the exit code is 1.
+    Wait {
+        /// The databases [default: all]
+        names: Vec<String>,
+        #[command(flatten)]
+        patience: Patience,
+        /// How long they must have been reachable without a break, by what the daemon has seen
+        #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+        stable: Duration,
+        #[command(flatten)]
+        daemon: DaemonAddress,
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+    /// Wait until a database can be reached, and become a command that connects to it
+    ///
+    /// The command finds the way in libpq's variables: PGHOST is the database's real name, so that TLS can verify it,
+    /// PGHOSTADDR and PGPORT are where the daemon listens (for a Unix socket PGHOST is its directory), and
+    /// PGDATABASE, PGSSLMODE and PGSSLROOTCERT are as configured for the probe. User and password are the command's
+    /// own. Of what is set already, PGSERVICE is removed, since it would lead elsewhere; of two PGSSLMODE the stricter wins;
+    /// a PGSSLROOTCERT stays. No shell is involved: signals and the exit code are the command's.
+    ///
+    /// Exit codes of our own: 125 it did not come to the command, 126 the command cannot be run, 127 it is not there.
+    Exec {
+        /// The database's name in the configuration
+        database: String,
+        #[command(flatten)]
+        patience: Patience,
+        #[command(flatten)]
+        daemon: DaemonAddress,
+        /// The command and its arguments
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Print a connection service file for libpq with a section for each database
+    ///
+    /// With the same fields as `exec`, for PGSERVICEFILE or ~/.pg_service.conf: `psql service=NAME` then leads to the database
+    /// NAME. A database that libpq cannot be led to has a comment that says why.
+    ServiceFile {
+        #[command(flatten)]
+        daemon: DaemonAddress,
+    },
 }
 
 #[derive(Subcommand)]
@@ -106,6 +160,21 @@ struct DaemonAddress {
     url: Option<String>,
 }
 
+#[derive(Clone, Copy, Args)]
+struct Patience {
+    /// How long to wait; 0s looks once
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    timeout: Duration,
+}
+
+/// A duration as the configuration has it. A year is as good as for ever, and can be added to any moment.
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) => Ok(duration.min(Duration::from_secs(366 * 24 * 3600))),
+        Err(_) => Err("write for example \"30s\" or \"5m\"".to_owned()),
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// For people
@@ -118,10 +187,35 @@ enum Format {
 enum Stop {
     /// It failed, for a reason that fits in a sentence.
     Failed(String),
+    /// Something is not reachable; a line each.
+    Unreached(Vec<String>),
+    /// `exec` did not become its command: the exit code that says why, and what there is to say.
+    NotRun(u8, Vec<String>),
     /// The configuration cannot be used.
     Configuration(Vec<Problem>),
     /// Whoever reads what it prints has seen enough.
     Unread,
+}
+
+impl Stop {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Unread => DONE,
+            Self::Failed(_) | Self::Unreached(_) => FAILED,
+            Self::NotRun(code, _) => *code,
+            Self::Configuration(_) => CONFIGURATION,
+        }
+    }
+
+    /// What there is to say, for standard error.
+    fn lines(self) -> Vec<String> {
+        match self {
+            Self::Unread => Vec::new(),
+            Self::Failed(text) => vec![text],
+            Self::Unreached(lines) | Self::NotRun(_, lines) => lines,
+            Self::Configuration(problems) => problems.iter().map(ToString::to_string).collect(),
+        }
+    }
 }
 
 /// Of what is printed.
@@ -136,34 +230,36 @@ impl From<io::Error> for Stop {
 
 /// Runs the command line `arguments`, the program's name first.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments = match Arguments::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let arguments = match Arguments::try_parse_from(&arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
             // Help asked for is no error; clap knows which is which.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            return ExitCode::from(usage_code(&error, &arguments));
         }
     };
     // Neither stream is locked for longer than a line: the daemon's log goes to one of them.
     let (mut out, mut err) = (io::stdout(), io::stderr());
-    let code = match dispatch(arguments, &mut out) {
-        Ok(()) | Err(Stop::Unread) => DONE,
-        Err(Stop::Failed(text)) => {
-            let _ = writeln!(err, "tunnelkeeper: {text}");
-            FAILED
-        }
-        Err(Stop::Configuration(problems)) => {
-            for problem in &problems {
-                let _ = writeln!(err, "tunnelkeeper: {problem}");
-            }
-            CONFIGURATION
-        }
-    };
+    let Err(stop) = dispatch(arguments, &mut out) else { return ExitCode::from(DONE) };
+    let code = stop.code();
+    for line in stop.lines() {
+        let _ = writeln!(err, "tunnelkeeper: {line}");
+    }
     ExitCode::from(code)
+}
+
+/// The code of a wrong usage, which must not be taken for one of the command that `exec` was to become.
+fn usage_code(error: &clap::Error, arguments: &[OsString]) -> u8 {
+    let code = u8::try_from(error.exit_code()).unwrap_or(FAILED);
+    let lenient = Arguments::command().ignore_errors(true).try_get_matches_from(arguments);
+    let is_exec = lenient.is_ok_and(|matches| matches.subcommand_name() == Some("exec"));
+    if code != DONE && is_exec { exec::OURS } else { code }
 }
 
 fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
     let surroundings = surroundings(arguments.config);
+    let url = |daemon: DaemonAddress| daemon_url(daemon, &surroundings);
     match arguments.command {
         Command::Run => run(&surroundings),
         Command::Config(ConfigCommand::Check) => configuration::check(&load(&surroundings)?, out),
@@ -171,16 +267,28 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
             configuration::show(&load(&surroundings)?, format, out)
         }
         Command::Keygen { bastion, force } => keygen::keygen(&load(&surroundings)?, &bastion, force, out),
-        Command::Status { names, daemon, format, watch } => {
-            let variable = surroundings.variables.get("TUNNELKEEPER_URL").filter(|url| !url.is_empty());
-            let url = daemon.url.or_else(|| variable.map(|url| url.to_string_lossy().into_owned()));
-            if watch {
-                let clear = format == Format::Text && io::stdout().is_terminal();
-                return status::watch(url.as_deref(), &names, format, clear, out);
-            }
-            status::status(url.as_deref(), &names, format, out)
+        Command::Status { names, daemon, format, watch: true } => {
+            let clear = format == Format::Text && io::stdout().is_terminal();
+            status::watch(&url(daemon), &names, format, clear, out)
         }
+        Command::Status { names, daemon, format, watch: false } => {
+            status::status(&url(daemon), &names, format, out)
+        }
+        Command::Wait { names, patience, stable, daemon, format } => {
+            wait::wait(&url(daemon), &names, patience, stable, format, out)
+        }
+        Command::Exec { database, patience, daemon, command } => {
+            Err(exec::exec(&url(daemon), &database, patience, &command, &surroundings.variables))
+        }
+        Command::ServiceFile { daemon } => service_file::service_file(&url(daemon), out),
     }
+}
+
+/// Where the daemon is asked.
+fn daemon_url(daemon: DaemonAddress, surroundings: &Surroundings) -> String {
+    let variable = surroundings.variables.get("TUNNELKEEPER_URL").filter(|url| !url.is_empty());
+    let url = daemon.url.or_else(|| variable.map(|url| url.to_string_lossy().into_owned()));
+    url.unwrap_or_else(|| client::DEFAULT_URL.to_owned()).trim_end_matches('/').to_owned()
 }
 
 /// For a command that waits for one thing.
@@ -211,8 +319,6 @@ fn run(surroundings: &Surroundings) -> Result<(), Stop> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -1,5 +1,7 @@
 //! Asks a running daemon: plain HTTP to its status address.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
@@ -13,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::failure::{one_line, plain};
+use crate::snapshot::Snapshot;
 
 /// Where a daemon answers unless it is told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:9822";
@@ -22,49 +25,107 @@ const MAX_ANSWER: usize = 64 << 20;
 /// How much of an answer that is no status is shown, in characters.
 const MAX_SHOWN: usize = 200;
 
-/// Asks the daemon at `url` for `path`.
-///
-/// # Errors
-/// One sentence that names the address and says what to do.
-pub async fn get(url: &str, path: &str) -> Result<String, String> {
-    match timeout(PATIENCE, ask(url, path)).await {
-        Ok(answer) => answer,
-        Err(_) => {
-            Err(format!("the daemon at {url} does not answer: is it overloaded, or is that another program?"))
-        }
+/// What a daemon says of everything.
+pub struct Status {
+    /// Everything at the moment it was asked.
+    pub snapshot: Snapshot,
+    /// The daemon's address, if it runs on another machine: its loopback listeners are not ours then.
+    pub elsewhere: Option<IpAddr>,
+}
+
+/// Why a daemon said nothing: one sentence that names the address and says what to do.
+#[derive(Debug)]
+pub enum Silence {
+    /// Nobody answers now; a daemon that starts may.
+    Now(String),
+    /// What is wrong with the address, or who answers there, does not change by itself.
+    Lasting(String),
+}
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Now(text) | Self::Lasting(text)) = self;
+        f.write_str(text)
     }
 }
 
-/// Says that another program answers at `url`.
-#[must_use]
-pub fn not_a_daemon(url: &str) -> String {
+impl std::error::Error for Silence {}
+
+/// Asks the daemon at `url` for its status.
+///
+/// # Errors
+/// Why it said nothing.
+pub async fn status(url: &str) -> Result<Status, Silence> {
+    let Answer { text, elsewhere } = answer(url, "/api/v1/status").await?;
+    let snapshot = serde_json::from_str(&text).map_err(|_| Silence::Lasting(not_a_daemon(url)))?;
+    Ok(Status { snapshot, elsewhere })
+}
+
+/// Asks the daemon at `url` for `path`.
+///
+/// # Errors
+/// Why it said nothing.
+pub async fn get(url: &str, path: &str) -> Result<String, Silence> {
+    Ok(answer(url, path).await?.text)
+}
+
+/// An answer, and the address of another machine that it came from.
+struct Answer {
+    text: String,
+    elsewhere: Option<IpAddr>,
+}
+
+async fn answer(url: &str, path: &str) -> Result<Answer, Silence> {
+    match timeout(PATIENCE, ask(url, path)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Silence::Now(format!(
+            "the daemon at {url} does not answer: is it overloaded, or is that another program?"
+        ))),
+    }
+}
+
+fn not_a_daemon(url: &str) -> String {
     format!("what answers at {url} is not tunnelkeeper: name its address with --url")
 }
 
-async fn ask(url: &str, path: &str) -> Result<String, String> {
-    let (authority, port) = parse(url)?;
+async fn ask(url: &str, path: &str) -> Result<Answer, Silence> {
+    let (authority, port) = parse(url).map_err(Silence::Lasting)?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     let socket = TcpStream::connect((host, port)).await.map_err(|error| {
         let text = plain(&error);
-        format!("no daemon answers at {url}: {text}: start it with `tunnelkeeper run`, or name its address with --url")
+        Silence::Now(format!(
+            "no daemon answers at {url}: {text}: start it with `tunnelkeeper run`, or name its address with --url"
+        ))
     })?;
-    // A server of another kind sends what is no HTTP, or hangs up on what is none to it.
-    let foreign = |_: hyper::Error| not_a_daemon(url);
+    let elsewhere = elsewhere(&socket);
+    // A server of another kind sends what is no HTTP, or hangs up on what is none to it. So does a port that is
+    // forwarded to a daemon which does not run yet.
+    let foreign = |_: hyper::Error| Silence::Now(not_a_daemon(url));
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(foreign)?;
     let driver = tokio::spawn(connection);
     let request = Request::get(path).header(HOST, authority.as_str()).body(Empty::<Bytes>::new());
-    let request = request.map_err(|error| error.to_string())?;
+    let request = request.map_err(|error| Silence::Lasting(error.to_string()))?;
     let response = sender.send_request(request).await.map_err(foreign)?;
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
     driver.abort();
-    let body = body.map_err(|error| format!("the daemon at {url} broke off its answer: {error}"))?.to_bytes();
-    let text = String::from_utf8_lossy(&body).into_owned();
+    let broken = |error| Silence::Now(format!("the daemon at {url} broke off its answer: {error}"));
+    let text = String::from_utf8_lossy(&body.map_err(broken)?.to_bytes()).into_owned();
+    let told = || format!("{url} answers {status}: {}", one_line(&text, MAX_SHOWN));
     match status {
-        StatusCode::OK => Ok(text),
-        StatusCode::NOT_FOUND => Err(not_a_daemon(url)),
-        status => Err(format!("{url} answers {status}: {}", one_line(&text, MAX_SHOWN))),
+        StatusCode::OK => Ok(Answer { text, elsewhere }),
+        StatusCode::NOT_FOUND => Err(Silence::Lasting(not_a_daemon(url))),
+        // A proxy in front of a daemon that does not run says so.
+        _ if status.is_server_error() => Err(Silence::Now(told())),
+        _ => Err(Silence::Lasting(told())),
     }
+}
+
+/// A connection to this machine has one address at both ends, or ends on loopback.
+fn elsewhere(socket: &TcpStream) -> Option<IpAddr> {
+    let peer = socket.peer_addr().ok()?.ip().to_canonical();
+    let own = socket.local_addr().ok()?.ip().to_canonical();
+    Some(peer).filter(|peer| !peer.is_loopback() && *peer != own)
 }
 
 /// The host and the port of a URL.
@@ -99,7 +160,7 @@ mod tests {
             let _ = socket.read(&mut [0; 1024]).await;
             let _ = socket.write_all(answer).await;
         });
-        get(&url, "/api/v1/status").await.map_err(|text| text.replace(&url, "URL"))
+        get(&url, "/").await.map_err(|silence| silence.to_string().replace(&url, "URL"))
     }
 
     #[tokio::test]

@@ -224,6 +224,12 @@ pub struct Database {
     pub last_failure: Option<Trouble>,
     pub probe: Probe,
     pub clients: Vec<Client>,
+    /// The database that the probe logs in to, if the configuration names one.
+    pub database: Option<String>,
+    /// How the probe encrypts, as libpq says it: `disable`, `prefer`, `require`, `verify-ca` or `verify-full`.
+    pub sslmode: Option<String>,
+    /// The roots that it verifies with, as libpq says it: a file, or `system`. None where it does not verify.
+    pub sslrootcert: Option<String>,
 }
 
 impl Database {

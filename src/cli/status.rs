@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::time::Duration;
 
-use super::{Format, Stop, runtime};
-use crate::client;
+use super::asking::{MAX_SHOWN, ask, print_json};
+use super::{Format, Stop};
 use crate::failure::one_line;
 use crate::snapshot::{Bastion, Database, Snapshot, Trouble, show_millis};
 
@@ -14,35 +14,19 @@ const WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Cursor to the corner, and nothing behind it.
 const CLEAR_SCREEN: &str = "\x1b[H\x1b[2J";
 
-/// Longer than anything that a daemon has to say, in characters.
-const MAX_SHOWN: usize = 2000;
-
-pub(super) fn status(
-    url: Option<&str>,
-    names: &[String],
-    format: Format,
-    out: &mut impl Write,
-) -> Result<(), Stop> {
-    let url = url.unwrap_or(client::DEFAULT_URL).trim_end_matches('/');
-    let text = runtime()?.block_on(client::get(url, "/api/v1/status")).map_err(Stop::Failed)?;
-    let mut snapshot: Snapshot =
-        serde_json::from_str(&text).map_err(|_| Stop::Failed(client::not_a_daemon(url)))?;
+pub(super) fn status(url: &str, names: &[String], format: Format, out: &mut impl Write) -> Result<(), Stop> {
+    let mut snapshot = ask(url)?.snapshot;
     keep_only(&mut snapshot, names)?;
     match format {
-        Format::Json => {
-            let text =
-                serde_json::to_string_pretty(&snapshot).map_err(|error| Stop::Failed(error.to_string()))?;
-            writeln!(out, "{}", escape_controls(&text))?;
-        }
-        Format::Text => print(&snapshot, out)?,
+        Format::Json => print_json(&snapshot, out),
+        Format::Text => Ok(print(&snapshot, out)?),
     }
-    Ok(())
 }
 
 /// Shows the status again and again, until nobody reads it any more. A daemon that does not answer may be on its way
 /// back, and that is what is shown then. `clear`: a screen for each.
 pub(super) fn watch(
-    url: Option<&str>,
+    url: &str,
     names: &[String],
     format: Format,
     clear: bool,
@@ -59,18 +43,6 @@ pub(super) fn watch(
         out.flush()?;
         std::thread::sleep(WATCH_EVERY);
     }
-}
-
-/// JSON leaves those beyond ASCII as they are, and a terminal may obey them.
-fn escape_controls(json: &str) -> String {
-    let mut escaped = String::with_capacity(json.len());
-    for c in json.chars() {
-        match u32::from(c) {
-            code @ 0x7f..=0x9f => escaped.push_str(&format!("\\u{code:04x}")),
-            _ => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 fn keep_only(snapshot: &mut Snapshot, names: &[String]) -> Result<(), Stop> {
@@ -262,14 +234,6 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("auth rejected"), "{text}");
-    }
-
-    #[test]
-    fn what_a_terminal_obeys_is_escaped_in_json() {
-        let text = "\u{9b}2J\u{7f}ä";
-        let json = escape_controls(&serde_json::to_string(text).unwrap());
-        assert_eq!(json, "\"\\u009b2J\\u007fä\"");
-        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
     }
 
     #[test]

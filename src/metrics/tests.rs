@@ -70,6 +70,9 @@ fn snapshot(up: bool) -> Snapshot {
                 last_failure: None,
             },
             clients: vec![],
+            database: None,
+            sslmode: None,
+            sslrootcert: None,
         }],
     }
 }

@@ -404,6 +404,18 @@ super::values::words!(TlsMode {
 });
 
 impl TlsMode {
+    /// The word used in the configuration, and by libpq.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::VerifyCa => "verify-ca",
+            Self::VerifyFull => "verify-full",
+        }
+    }
+
     /// Whether the server's identity is proved.
     #[must_use]
     pub fn verifies(self) -> bool {

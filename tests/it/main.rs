@@ -27,6 +27,7 @@ mod explained;
 mod failover;
 mod half_open;
 mod hostile;
+mod jobs;
 mod jumps;
 mod library;
 mod lifetime;
