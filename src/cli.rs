@@ -5,6 +5,7 @@ mod configuration;
 mod exec;
 mod keygen;
 mod libpq;
+mod packaging;
 mod reach;
 mod service_file;
 mod status;
@@ -139,6 +140,13 @@ enum Command {
         #[command(flatten)]
         daemon: DaemonAddress,
     },
+    /// Print a script that completes the command line in a shell
+    Completions {
+        /// The shell
+        shell: packaging::Shell,
+    },
+    /// Print the manual page
+    Man,
 }
 
 #[derive(Subcommand)]
@@ -281,6 +289,8 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
             Err(exec::exec(&url(daemon), &database, patience, &command, &surroundings.variables))
         }
         Command::ServiceFile { daemon } => service_file::service_file(&url(daemon), out),
+        Command::Completions { shell } => packaging::completions(shell, Arguments::command(), out),
+        Command::Man => packaging::man(Arguments::command(), out),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -384,6 +384,49 @@ fn a_daemon_that_drains_is_not_waited_for_in_vain() {
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
     daemon.wait();
     client.wait().unwrap();
+}
+
+#[test]
+fn what_a_package_installs_is_well_formed() {
+    let print = |arguments: &[&str]| {
+        let output = command(Path::new("/none"), arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        out(&output)
+    };
+    let dir = TempDir::with_prefix("package-").unwrap();
+    let script = |shell: &str| -> PathBuf {
+        let path = dir.path().join(shell);
+        fs::write(&path, print(&["completions", shell])).unwrap();
+        path
+    };
+    let bash = Command::new("bash").arg("-n").arg(script("bash")).output().unwrap();
+    assert!(bash.status.success(), "{bash:?}");
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(fs::read_to_string(script(shell)).unwrap().contains("service-file"), "{shell}");
+    }
+    let page = print(&["man"]);
+    assert_eq!(page, print(&["man"]));
+    let headings: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".SH ")).collect();
+    let expected = [
+        "NAME",
+        "SYNOPSIS",
+        "DESCRIPTION",
+        "OPTIONS",
+        "COMMANDS",
+        "ENVIRONMENT",
+        "FILES",
+        "\"EXIT STATUS\"",
+        "\"SEE ALSO\"",
+    ];
+    assert_eq!(headings, expected);
+    let commands: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".SS ")).collect();
+    for command in ["run", "\"config show", "\"wait [OPTIONS]", "\"exec [OPTIONS] <DATABASE>"] {
+        assert!(
+            commands.iter().any(|heading| heading.starts_with(command)),
+            "{command} is not in {commands:?}"
+        );
+    }
+    assert!(page.contains("TUNNELKEEPER_URL") && page.contains("PGHOSTADDR"), "{page}");
 }
 
 #[test]
