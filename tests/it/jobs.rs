@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::account::{account, find};
-use crate::support::client::psql;
+use crate::support::client::{psql, run_psql};
 use crate::support::daemon::command;
 use crate::support::postgres::{DATABASE, TRUSTED};
 use crate::support::{Bastion, Daemon, Postgres, eventually, free_port, tunnel};
@@ -384,6 +384,46 @@ fn a_daemon_that_drains_is_not_waited_for_in_vain() {
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
     daemon.wait();
     client.wait().unwrap();
+}
+
+#[test]
+fn what_psql_prints_while_the_tunnel_is_down_and_when_it_is_cut() {
+    let section = format!(
+        "{}hold = {{ timeout = \"0s\" }}\n",
+        Postgres::shared().unprobed_section("analytics", "prod")
+    );
+    let (mut bastion, daemon) = tunnel("", &section);
+    let address = daemon.address("analytics");
+    let login = |mode: &str| {
+        let ca = Postgres::shared().ca().display().to_string();
+        format!("user={TRUSTED} sslmode={mode} sslrootcert={ca} host=localhost hostaddr={}", address.ip())
+    };
+    let cut = ["disable", "require"].map(|mode| {
+        psql(address, &login(mode), "SELECT pg_sleep(601)").stderr(Stdio::piped()).spawn().unwrap()
+    });
+    eventually("the queries run", || {
+        let running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(601)'";
+        (Postgres::shared().sql("postgres", running).parse::<usize>().unwrap() >= 2
+            && daemon.database("analytics")["clients_active"] == 2)
+            .then_some(())
+    });
+    bastion.kill();
+    daemon.wait_down("prod");
+    let [plain, encrypted] = cut.map(|client| err(&client.wait_with_output().unwrap()));
+    assert!(
+        plain.starts_with("FATAL:  tunnelkeeper: the connection to database \"analytics\" was cut: session "),
+        "{plain}"
+    );
+    assert!(encrypted.starts_with("server closed the connection unexpectedly"), "{encrypted}");
+    for mode in ["disable", "allow", "prefer"] {
+        let said = run_psql(address, &login(mode), "SELECT 1").unwrap_err();
+        let words = "FATAL:  tunnelkeeper: database \"analytics\" cannot be reached: bastion \"prod\" is down since 20";
+        assert!(said.contains(words), "{mode}: {said}");
+    }
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let said = run_psql(address, &login(mode), "SELECT 1").unwrap_err();
+        assert!(said.ends_with("server does not support SSL, but SSL was required"), "{mode}: {said}");
+    }
 }
 
 #[test]
