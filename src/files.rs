@@ -1,6 +1,8 @@
-//! Reads small files that others keep: keys of hosts, roots of trust, secrets. Bounded in size, and never held up by a
+//! Small files. Reads those that others keep: keys of hosts, roots of trust, secrets. Bounded in size, and never held up by a
 //! pipe that nobody writes to. Blocks as long as the file system does, so callers read on a thread that may, under a
-//! deadline of their own.
+//! deadline of their own. Writes those of the state directory (`place`).
+
+mod place;
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -11,6 +13,8 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
+
+pub use place::{Existing, Placed, make_dir, place};
 
 /// How long reading may take. Opening an encrypted key computes for seconds on a busy machine; what takes longer than
 /// this is a file system that hangs.

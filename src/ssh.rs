@@ -31,5 +31,5 @@ pub use channel::{Connection, Inbound, Outbound};
 pub use connect::{Connected, connect};
 pub use gate::{BufferMemory, Gate, SINGLE_LIMIT};
 pub use identities::{AgentKeys, Identities, load_identities};
-pub use keys::{Existing, KeyFile, generate_key, restore_public_key};
+pub use keys::{generate_key, restore_public_key};
 pub use login::FetchPassword;

@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use super::{Stop, runtime};
 use crate::credentials;
 use crate::failure::{Cause, plain};
+use crate::files::{Existing, Placed};
 use crate::ids::Target;
 use crate::settings::Settings;
 use crate::settings::plan::{BastionPlan, IdentityPlan};
-use crate::ssh::{self, Existing, KeyFile};
+use crate::ssh;
 
 pub(super) fn keygen(settings: &Settings, name: &str, force: bool, out: &mut impl Write) -> Result<(), Stop> {
     let bastion = settings.plan.bastions.iter().find(|bastion| bastion.name.as_str() == name);
@@ -35,8 +36,8 @@ pub(super) fn keygen(settings: &Settings, name: &str, force: bool, out: &mut imp
     };
     let existing = if force { Existing::Replace } else { Existing::Keep };
     let what = match ssh::generate_key(path, &bastion.name, existing).map_err(cannot)? {
-        KeyFile::Made => format!("made: {}", path.display()),
-        KeyFile::Kept => format!("already there: {}; --force makes a new one", path.display()),
+        Placed::Made => format!("made: {}", path.display()),
+        Placed::Kept => format!("already there: {}; --force makes a new one", path.display()),
     };
     let public_key = public_key(bastion)?;
     // Nobody needs the file who reads what is printed.

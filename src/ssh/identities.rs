@@ -14,8 +14,9 @@ use russh::keys::{Certificate, HashAlg, PrivateKey, PublicKey};
 
 use super::agent::{HeldKey, Shown};
 use super::certificate;
-use super::keys::{self, Existing, KeyFile, Unusable, generate_key};
+use super::keys::{self, Unusable, generate_key};
 use crate::failure::{Cause, Failure, plain};
+use crate::files::{Existing, Placed};
 use crate::secret::Secret;
 use crate::settings::plan::{AgentPlan, BastionPlan, IdentityPlan, certificate_beside};
 use crate::state::CertificateTerm;
@@ -109,7 +110,7 @@ pub fn load_identities(
         setbacks,
         agent: plan.agent.clone(),
         own_public_key,
-        just_made: made == Some(KeyFile::Made),
+        just_made: made == Some(Placed::Made),
         certificate: term,
     })
 }
@@ -158,10 +159,10 @@ impl<'a> Collection<'a> {
         path: &Path,
         generate: bool,
         passphrase: Option<&Secret>,
-    ) -> Result<Option<(String, KeyFile)>, Failure> {
+    ) -> Result<Option<(String, Placed)>, Failure> {
         let name = &self.plan.name;
         let made = match path.exists() {
-            true => KeyFile::Kept,
+            true => Placed::Kept,
             false if generate => {
                 generate_key(path, name, Existing::Keep).map_err(|error| cannot_make(path, &error))?
             }

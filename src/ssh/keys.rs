@@ -1,18 +1,16 @@
 //! Private key files: their checks, their formats, and the making of the daemon's own.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, PrivateKey, PublicKey, decode_secret_key};
 use zeroize::Zeroizing;
 
 use crate::failure::{Cause, Failure, plain};
-use crate::files;
+use crate::files::{self, Existing, Placed};
 use crate::ids::Name;
 use crate::secret::Secret;
 
@@ -127,39 +125,21 @@ fn is_unsupported_encryption(text: &str) -> bool {
     legacy.is_some_and(|info| !info.starts_with("AES-128-CBC,") || !text.contains("BEGIN RSA PRIVATE KEY"))
 }
 
-/// What is to become of a file that is there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Existing {
-    /// It stays.
-    Keep,
-    /// The new one takes its place, whole: there is one at every moment.
-    Replace,
-}
-
-/// What became of a key's file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyFile {
-    /// It holds a new key.
-    Made,
-    /// It was there already.
-    Kept,
-}
-
 /// Makes an Ed25519 key and its `.pub` beside it. The directory is made too; all take the owner of the directory
 /// above when root makes them, so that the daemon can read them.
 ///
 /// # Errors
 /// When the files cannot be written.
-pub fn generate_key(path: &Path, bastion: &Name, existing: Existing) -> io::Result<KeyFile> {
+pub fn generate_key(path: &Path, bastion: &Name, existing: Existing) -> io::Result<Placed> {
     let mut key = PrivateKey::random(&mut russh::keys::key::safe_rng(), Algorithm::Ed25519)
         .map_err(io::Error::other)?;
     key.set_comment(format!("tunnelkeeper-{bastion}"));
     let text = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
     let public = key.public_key().to_openssh().map_err(io::Error::other)?;
-    make_dir(path.parent().unwrap_or(Path::new(".")))?;
-    let made = place(path, 0o600, text.as_bytes(), existing)?;
-    if made == KeyFile::Made {
-        place(&public_path(path), 0o644, format!("{public}\n").as_bytes(), Existing::Replace)?;
+    files::make_dir(path.parent().unwrap_or(Path::new(".")))?;
+    let made = files::place(path, 0o600, text.as_bytes(), existing)?;
+    if made == Placed::Made {
+        files::place(&public_path(path), 0o644, format!("{public}\n").as_bytes(), Existing::Replace)?;
     }
     Ok(made)
 }
@@ -169,7 +149,7 @@ pub fn generate_key(path: &Path, bastion: &Name, existing: Existing) -> io::Resu
 /// # Errors
 /// When it cannot be written.
 pub fn restore_public_key(path: &Path, public: &str) -> io::Result<()> {
-    place(&public_path(path), 0o644, format!("{public}\n").as_bytes(), Existing::Keep).map(drop)
+    files::place(&public_path(path), 0o644, format!("{public}\n").as_bytes(), Existing::Keep).map(drop)
 }
 
 /// `KEY.pub`.
@@ -177,70 +157,6 @@ fn public_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".pub");
     name.into()
-}
-
-/// Makes a directory for nobody else, and those above it, with the owner of the nearest one that exists.
-fn make_dir(dir: &Path) -> io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        make_dir(parent)?;
-        fs::DirBuilder::new().mode(0o700).create(dir)?;
-        let opened = OpenOptions::new().read(true).custom_flags(DIRECTORY.bits()).open(dir)?;
-        return give_to(&opened, &fs::metadata(parent)?);
-    }
-    fs::DirBuilder::new().mode(0o700).create(dir)
-}
-
-/// The directory itself, not what somebody has put in its place meanwhile.
-const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW);
-
-/// Writes a file whole under another name before it takes its own: nobody ever reads half a key.
-fn place(path: &Path, mode: u32, bytes: &[u8], existing: Existing) -> io::Result<KeyFile> {
-    if existing == Existing::Keep && path.exists() {
-        return Ok(KeyFile::Kept);
-    }
-    let unfinished = Unfinished::new(path);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished.0)?;
-    file.write_all(bytes)?;
-    give_to(&file, &fs::metadata(path.parent().unwrap_or(Path::new(".")))?)?;
-    file.sync_all()?;
-    match existing {
-        Existing::Replace => fs::rename(&unfinished.0, path).map(|()| KeyFile::Made),
-        Existing::Keep => match fs::hard_link(&unfinished.0, path) {
-            Ok(()) => Ok(KeyFile::Made),
-            // Somebody else was quicker.
-            Err(_) if path.exists() => Ok(KeyFile::Kept),
-            Err(_) if path.is_symlink() => {
-                Err(io::Error::other("it is a link to a file that does not exist"))
-            }
-            Err(error) => Err(error),
-        },
-    }
-}
-
-/// A name that nobody else has, in the directory of the file that is to be; what has this name is removed in the end.
-struct Unfinished(PathBuf);
-
-impl Unfinished {
-    fn new(path: &Path) -> Self {
-        Self(path.with_extension(format!("{:016x}.unfinished", rand::random::<u64>())))
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// Gives away an open file, never a name: whoever owns the directory can have anything behind a name.
-fn give_to(file: &File, owner: &fs::Metadata) -> io::Result<()> {
-    if geteuid().is_root() && owner.uid() != 0 {
-        fchown(file, Some(owner.uid()), Some(owner.gid()))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 
 use super::*;
 use crate::backoff::Bounds;
@@ -59,9 +61,9 @@ fn the_own_key_is_made_once_and_for_nobody_else() {
     let again = load_identities(&own(true), None).unwrap();
     assert!(!again.just_made);
     assert_eq!(again.own_public_key.unwrap(), line);
-    assert_eq!(generate_key(&path, &own(true).name, Existing::Keep).unwrap(), KeyFile::Kept);
+    assert_eq!(generate_key(&path, &own(true).name, Existing::Keep).unwrap(), Placed::Kept);
     assert_eq!(load_identities(&own(true), None).unwrap().own_public_key.unwrap(), line);
-    assert_eq!(generate_key(&path, &own(true).name, Existing::Replace).unwrap(), KeyFile::Made);
+    assert_eq!(generate_key(&path, &own(true).name, Existing::Replace).unwrap(), Placed::Made);
     let replaced = load_identities(&own(true), None).unwrap().own_public_key.unwrap();
     assert_ne!(replaced, line);
     assert_eq!(fs::read_to_string(public_path(&path)).unwrap().trim(), replaced);
@@ -81,7 +83,7 @@ fn what_stands_in_the_way_of_a_key_is_not_taken_for_one() {
     symlink("nowhere", &path).unwrap();
     let error = generate_key(&path, &name, Existing::Keep).unwrap_err();
     assert_eq!(error.to_string(), "it is a link to a file that does not exist");
-    assert_eq!(generate_key(&path, &name, Existing::Replace).unwrap(), KeyFile::Made);
+    assert_eq!(generate_key(&path, &name, Existing::Replace).unwrap(), Placed::Made);
     assert!(!path.is_symlink());
     // The state directory is a file.
     assert!(generate_key(&path.join("keys/prod"), &name, Existing::Keep).is_err());
@@ -106,24 +108,6 @@ fn what_root_makes_belongs_to_the_owner_of_the_directory() {
         let metadata = fs::metadata(made).unwrap();
         assert_eq!((metadata.uid(), metadata.gid()), (12345, 54321), "{}", made.display());
     }
-}
-
-#[test]
-fn what_is_given_away_is_what_was_opened() {
-    if !geteuid().is_root() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let (theirs, name) = (dir.path().join("theirs"), dir.path().join("name"));
-    fs::create_dir(&theirs).unwrap();
-    std::os::unix::fs::chown(&theirs, Some(12345), None).unwrap();
-    let file = File::create(&name).unwrap();
-    fs::remove_file(&name).unwrap();
-    fs::write(dir.path().join("ours"), "").unwrap();
-    symlink("ours", &name).unwrap();
-    give_to(&file, &fs::metadata(&theirs).unwrap()).unwrap();
-    assert_eq!(fs::metadata(dir.path().join("ours")).unwrap().uid(), 0);
-    assert_eq!(file.metadata().unwrap().uid(), 12345);
 }
 
 #[test]
@@ -184,7 +168,7 @@ fn an_encrypted_key_needs_its_passphrase() {
     let path = dir.path().join("key");
     let mut rng = russh::keys::key::safe_rng();
     let key = PrivateKey::random(&mut rng, Algorithm::Ed25519).unwrap().encrypt(&mut rng, "sesame").unwrap();
-    place(&path, 0o600, key.to_openssh(LineEnding::LF).unwrap().as_bytes(), Existing::Keep).unwrap();
+    files::place(&path, 0o600, key.to_openssh(LineEnding::LF).unwrap().as_bytes(), Existing::Keep).unwrap();
     assert_eq!(failure(&path).cause, Cause::AuthPassphrase);
     let open = |passphrase: &str| {
         load_identities(
