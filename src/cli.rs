@@ -9,6 +9,7 @@ mod packaging;
 mod reach;
 mod service_file;
 mod status;
+mod trust;
 mod wait;
 
 use std::ffi::OsString;
@@ -21,6 +22,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::failure::plain;
+use crate::host_keys::Fingerprint;
+use crate::settings::plan::BastionPlan;
 use crate::settings::{self, Problem, Settings, Surroundings};
 use crate::{app, client, telemetry};
 
@@ -39,6 +42,7 @@ tunnel, every failure is named with its stage and a hint, and Prometheus metrics
 const AFTER: &str = "Begin with a configuration file (the README shows the smallest one that works), then:
 
   tunnelkeeper config check      what is wrong with the configuration?
+  tunnelkeeper trust BASTION     is it the bastion?
   tunnelkeeper keygen BASTION    which key does the bastion need?
   tunnelkeeper run               the daemon, in the foreground
   tunnelkeeper status            what is up, what is not, and why?";
@@ -78,6 +82,17 @@ enum Command {
         /// Replace a key that is there already
         #[arg(long)]
         force: bool,
+    },
+    /// Fetch the host keys of a bastion, show them, and store those that you confirm
+    ///
+    /// They go to known_hosts in the state directory (daemon.state_dir). On a terminal it asks, as ssh does; elsewhere
+    /// only keys with a fingerprint that is given are stored. A key that has changed is never replaced.
+    Trust {
+        /// The bastion's name in the configuration
+        bastion: String,
+        /// Store the key with this fingerprint, and ask nothing; may be repeated
+        #[arg(long = "fingerprint", value_name = "SHA256:...", value_parser = Fingerprint::parse)]
+        fingerprints: Vec<Fingerprint>,
     },
     /// Ask the running daemon what is up, what is not, and why
     Status {
@@ -275,6 +290,11 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
             configuration::show(&load(&surroundings)?, format, out)
         }
         Command::Keygen { bastion, force } => keygen::keygen(&load(&surroundings)?, &bastion, force, out),
+        Command::Trust { bastion, fingerprints } => {
+            let settings = load(&surroundings)?;
+            let mut terminal = io::stdin().is_terminal().then(|| io::stdin().lock());
+            trust::trust(&settings, &bastion, &fingerprints, terminal.as_mut(), out)
+        }
         Command::Status { names, daemon, format, watch: true } => {
             let clear = format == Format::Text && io::stdout().is_terminal();
             status::watch(&url(daemon), &names, format, clear, out)
@@ -319,6 +339,15 @@ fn surroundings(config_option: Option<PathBuf>) -> Surroundings {
 
 fn load(surroundings: &Surroundings) -> Result<Settings, Stop> {
     settings::load(surroundings).map_err(Stop::Configuration)
+}
+
+fn bastion<'a>(settings: &'a Settings, name: &str) -> Result<&'a BastionPlan, Stop> {
+    let bastions = &settings.plan.bastions;
+    bastions.iter().find(|bastion| bastion.name.as_str() == name).map(AsRef::as_ref).ok_or_else(|| {
+        let known: Vec<&str> = bastions.iter().map(|bastion| bastion.name.as_str()).collect();
+        let name = name.escape_debug();
+        Stop::Failed(format!("there is no bastion \"{name}\": known are {}", known.join(", ")))
+    })
 }
 
 fn run(surroundings: &Surroundings) -> Result<(), Stop> {

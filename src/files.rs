@@ -29,12 +29,41 @@ pub fn read(path: &Path, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     read_all(file, &metadata, max)
 }
 
+/// Reads a file of ours, to write it anew; nothing if there is none. A link is not followed: it may lead to what only
+/// root may read, and root would write that into the directory of the daemon's user.
+///
+/// # Errors
+/// What the system says, or that it is a link, no file, or too large.
+pub fn read_own(path: &Path, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    match open_with(path, OFlag::O_NOFOLLOW) {
+        Ok((file, metadata)) => read_all(file, &metadata, max),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Zeroizing::default()),
+        Err(_) if path.is_symlink() => Err(io::Error::other("it is a link")),
+        Err(error) => Err(error),
+    }
+}
+
+/// Holds all others off a directory of ours who ask too, until it is dropped.
+///
+/// # Errors
+/// What the system says.
+pub fn lock(dir: &Path) -> io::Result<File> {
+    let directory = File::open(dir)?;
+    directory.lock()?;
+    Ok(directory)
+}
+
 /// Opens a file, for those who have to look at it before they read it.
 ///
 /// # Errors
 /// What the system says, or that it is no file.
 pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
-    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    open_with(path, OFlag::empty())
+}
+
+fn open_with(path: &Path, flags: OFlag) -> io::Result<(File, Metadata)> {
+    let flags = flags | OFlag::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_dir() || metadata.file_type().is_fifo() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
@@ -91,5 +120,9 @@ mod tests {
             assert_eq!(read(&file, 4).unwrap_err().to_string(), expected);
         }
         assert!(read(Path::new("/dev/null"), 4).unwrap().is_empty());
+        std::os::unix::fs::symlink("small", path("link")).unwrap();
+        assert_eq!(read_own(&path("link"), 5).unwrap_err().to_string(), "it is a link");
+        assert_eq!(read_own(&path("small"), 5).unwrap().as_slice(), b"12345");
+        assert!(read_own(&path("missing"), 5).unwrap().is_empty());
     }
 }

@@ -1,91 +1,119 @@
-//! Whether a bastion's host key may be trusted: the rules of OpenSSH's known_hosts files, as a pure function.
+//! Whether a bastion's host key may be trusted: the rules of OpenSSH's known_hosts files, as pure functions.
 //!
-//! Trust comes either from pinned fingerprints or from known_hosts files, never from a first sight. A revoked key
-//! is refused whatever else is said of it. Host certificates (`@cert-authority`) vouch for nothing here: such
-//! lines are passed over. [`crate::ssh`] reads the files and asks.
+//! Trust comes either from pinned fingerprints or from known_hosts files: from a line that has the key, or from one
+//! that has the authority whose certificate the bastion shows. A first key is taken for the right one only where the
+//! plan says so, and nothing else is known of the bastion. A revoked key is refused whatever else is said of it.
+//! [`crate::session`] reads the files, [`crate::ssh`] asks.
 
+mod certificate;
+mod fingerprint;
 mod known_hosts;
+mod renewal;
 
 use std::fmt;
 
-use aws_lc_rs::digest;
-use data_encoding::BASE64_NOPAD;
-
 use crate::failure::{Cause, Failure};
 use crate::ids::HostPort;
-use known_hosts::Marker;
-pub use known_hosts::{Entry, KnownHosts};
+pub use certificate::HostCertificate;
+pub use fingerprint::Fingerprint;
+pub use known_hosts::{Entry, KnownHosts, Standing, line};
+pub use renewal::Renewal;
 
-/// The SHA-256 fingerprint of a public key, in OpenSSH's spelling: `SHA256:` and 43 characters of base64.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Fingerprint([u8; 32]);
+/// A host key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HostKey {
+    /// Its type, such as `ssh-ed25519`; `ssh-rsa` for RSA whatever the signature's hash.
+    pub key_type: String,
+    /// Its wire form (RFC 4253 section 6.6).
+    pub blob: Vec<u8>,
+}
 
-impl Fingerprint {
-    /// The fingerprint of a key in its wire form (RFC 4253 section 6.6).
+impl HostKey {
+    /// Its fingerprint.
     #[must_use]
-    pub fn of(blob: &[u8]) -> Self {
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(digest::digest(&digest::SHA256, blob).as_ref());
-        Self(bytes)
-    }
-
-    /// Reads `SHA256:...`.
-    ///
-    /// # Errors
-    /// Says in one sentence what a fingerprint looks like.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        text.strip_prefix("SHA256:")
-            .and_then(|base64| BASE64_NOPAD.decode(base64.trim_end_matches('=').as_bytes()).ok())
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(Self)
-            .ok_or_else(|| {
-                format!(
-                    "\"{}\" is not a fingerprint: write SHA256: and 43 characters, as ssh-keygen -lf prints it",
-                    text.escape_debug()
-                )
-            })
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.blob)
     }
 }
 
-impl fmt::Display for Fingerprint {
+/// `ssh-ed25519 key SHA256:...`.
+impl fmt::Display for HostKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SHA256:{}", BASE64_NOPAD.encode(&self.0))
+        write!(f, "{} key {}", self.key_type, self.fingerprint())
     }
 }
 
-impl fmt::Debug for Fingerprint {
+impl fmt::Debug for HostKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-/// A host key as the bastion shows it.
-#[derive(Clone, Copy, Debug)]
-pub struct OfferedKey<'a> {
-    /// The key's type, such as `ssh-ed25519`; `ssh-rsa` for RSA whatever the signature's hash.
-    pub key_type: &'a str,
-    /// The key in its wire form.
-    pub blob: &'a [u8],
+/// What a bastion shows of itself. That it has the private half is proved.
+#[derive(Clone, Debug)]
+pub enum Shown {
+    /// A key.
+    Key(HostKey),
+    /// A key with a certificate. Bastions are asked for one only where [`Trust::wants_certificate`] says so.
+    Certificate(HostCertificate),
+}
+
+impl Shown {
+    /// The key, with or without a certificate.
+    #[must_use]
+    pub fn key(&self) -> &HostKey {
+        match self {
+            Self::Key(key) => key,
+            Self::Certificate(certificate) => &certificate.key,
+        }
+    }
+}
+
+/// What becomes of a bastion of which nothing is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostKeyPolicy {
+    /// Its key is refused.
+    Strict,
+    /// Its key is learnt, and asked for from then on.
+    AcceptNew,
+}
+
+/// Why a key is trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trusted {
+    /// It is known.
+    Known,
+    /// Nothing is known of the bastion: the key has to be learnt before anything is told to it.
+    FirstSight,
 }
 
 /// Where trust in a bastion's host key comes from.
 #[derive(Clone, Debug)]
 pub enum Trust {
-    /// Only keys with one of these fingerprints.
+    /// Only keys with one of these fingerprints, with or without a certificate.
     Pins(Vec<Fingerprint>),
-    /// Only keys that these files know.
-    Files(KnownHosts),
+    /// Keys that these files know or vouch for.
+    Files {
+        /// Their lines.
+        known: KnownHosts,
+        /// What if they have none for the bastion.
+        policy: HostKeyPolicy,
+    },
 }
 
 impl Trust {
-    /// Decides whether `key` may be the key of the bastion at `bastion`.
+    /// Decides whether what the bastion at `bastion` shows may be its own, at the time `now` (in seconds since 1970).
     ///
     /// # Errors
-    /// `host_key` `unknown`, `changed` or `revoked`, naming the key's fingerprint and the line that decided.
-    pub fn judge(&self, bastion: &HostPort, key: OfferedKey<'_>) -> Result<(), Failure> {
-        match self {
-            Self::Pins(pins) => judge_by_pins(pins, bastion, key),
-            Self::Files(known) => judge_by_files(known, bastion, key),
+    /// `host_key` `unknown`, `changed`, `revoked` or `certificate_invalid`, naming the key's fingerprint and the line
+    /// that decided.
+    pub fn judge(&self, bastion: &HostPort, shown: &Shown, now: u64) -> Result<Trusted, Failure> {
+        match (self, shown) {
+            (Self::Pins(pins), _) => judge_by_pins(pins, bastion, shown.key()),
+            (Self::Files { known, policy }, Shown::Key(key)) => judge_by_lines(known, *policy, bastion, key),
+            (Self::Files { known, .. }, Shown::Certificate(certificate)) => {
+                certificate::judge(known, bastion, certificate, now)
+            }
         }
     }
 
@@ -93,209 +121,82 @@ impl Trust {
     /// for one of these, or it may show one that nobody knows. Empty where any type will do.
     #[must_use]
     pub fn known_key_types(&self, bastion: &HostPort) -> Vec<&str> {
-        let Self::Files(known) = self else { return Vec::new() };
-        let mut types: Vec<&str> = Vec::new();
-        for name in names(bastion) {
-            for entry in known.entries_for(&name, Marker::None) {
-                if !types.contains(&entry.key_type.as_str()) {
-                    types.push(&entry.key_type);
-                }
-            }
-            if !types.is_empty() {
-                break;
-            }
+        match self {
+            Self::Pins(_) => Vec::new(),
+            Self::Files { known, .. } => known.key_types(bastion),
         }
-        types
     }
+
+    /// Whether the bastion is to be asked for a certificate: where an authority may vouch for it. A pin is for the key
+    /// itself, so a certificate is of no use to it.
+    #[must_use]
+    pub fn wants_certificate(&self, bastion: &HostPort) -> bool {
+        match self {
+            Self::Pins(_) => false,
+            Self::Files { known, .. } => known.authorities(bastion).next().is_some(),
+        }
+    }
+}
+
+/// A bastion's host as known_hosts files and certificates name it.
+fn host_name(bastion: &HostPort) -> String {
+    bastion.host.trim_end_matches('.').to_ascii_lowercase()
 }
 
 /// The names under which a bastion may stand in a known_hosts file, the exact one first. OpenSSH too accepts a
 /// line without the port where none names it.
 fn names(bastion: &HostPort) -> Vec<String> {
-    let host = bastion.host.trim_end_matches('.').to_ascii_lowercase();
+    let host = host_name(bastion);
     if bastion.port == 22 { vec![host] } else { vec![format!("[{host}]:{}", bastion.port), host] }
 }
 
-fn judge_by_pins(pins: &[Fingerprint], bastion: &HostPort, key: OfferedKey<'_>) -> Result<(), Failure> {
-    let shown = Fingerprint::of(key.blob);
-    if pins.contains(&shown) {
-        return Ok(());
+fn judge_by_pins(pins: &[Fingerprint], bastion: &HostPort, key: &HostKey) -> Result<Trusted, Failure> {
+    if pins.contains(&key.fingerprint()) {
+        return Ok(Trusted::Known);
     }
     let pins: Vec<String> = pins.iter().map(ToString::to_string).collect();
     Err(Failure::new(
         Cause::HostKeyChanged,
-        format!(
-            "{bastion} shows the {} key {shown}, but `host_key` pins {}",
-            key.key_type,
-            pins.join(" and ")
-        ),
+        format!("{bastion} shows the {key}, but `host_key` pins {}", pins.join(" and ")),
     )
     .with_hint("if the bastion was rebuilt, pin its new key; if not, somebody may be in between"))
 }
 
-fn judge_by_files(known: &KnownHosts, bastion: &HostPort, key: OfferedKey<'_>) -> Result<(), Failure> {
-    let shown = Fingerprint::of(key.blob);
-    let names = names(bastion);
-    let revoked = names.iter().flat_map(|name| known.entries_for(name, Marker::Revoked));
-    if let Some(entry) = revoked.into_iter().find(|entry| entry.blob == key.blob) {
-        return Err(Failure::new(
-            Cause::HostKeyRevoked,
-            format!("{bastion} shows the {} key {shown}, which {} revokes", key.key_type, entry.place()),
-        ));
-    }
-    let mut other_types: Vec<&str> = Vec::new();
-    for (index, name) in names.iter().enumerate() {
-        let entries: Vec<&Entry> = known.entries_for(name, Marker::None).collect();
-        if entries.iter().any(|entry| entry.blob == key.blob) {
-            return Ok(());
-        }
-        let exact = index == 0;
-        if let Some(entry) = entries.iter().find(|entry| entry.key_type == key.key_type)
-            && exact
-        {
+fn judge_by_lines(
+    known: &KnownHosts,
+    policy: HostKeyPolicy,
+    bastion: &HostPort,
+    key: &HostKey,
+) -> Result<Trusted, Failure> {
+    let other_types = match known.standing(bastion, key) {
+        Standing::Known(_) => return Ok(Trusted::Known),
+        Standing::Revoked(entry) => return Err(revoked(bastion, key, entry)),
+        Standing::Changed(entry) => {
             return Err(Failure::new(
                 Cause::HostKeyChanged,
-                format!(
-                    "{bastion} shows the {} key {shown}, but {} has {}",
-                    key.key_type,
-                    entry.place(),
-                    Fingerprint::of(&entry.blob)
-                ),
+                format!("{bastion} shows the {key}, but {} has {}", entry.place(), entry.key.fingerprint()),
             ));
         }
-        other_types.extend(entries.iter().map(|entry| entry.key_type.as_str()));
-    }
-    let found = if other_types.is_empty() {
-        format!("no line for {}", names.join(" or "))
-    } else {
-        other_types.sort_unstable();
-        other_types.dedup();
-        format!("only {} keys for it", other_types.join(" and "))
+        Standing::Unknown(other_types) => other_types,
+    };
+    let found = match known.authorities(bastion).next() {
+        _ if !other_types.is_empty() => format!("only {} keys for it", other_types.join(" and ")),
+        // Whoever trusts an authority for the bastion does not want to trust what comes without its word.
+        Some(authority) => {
+            format!("only an authority for it ({}), and no certificate came with the key", authority.place())
+        }
+        None if policy == HostKeyPolicy::AcceptNew => return Ok(Trusted::FirstSight),
+        None => format!("no line for {}", names(bastion).first().map_or("it", String::as_str)),
     };
     Err(Failure::new(
         Cause::HostKeyUnknown,
-        format!("{bastion} shows the {} key {shown}; {} {found}", key.key_type, known.describe_files()),
+        format!("{bastion} shows the {key}; {} {found}", known.describe_files()),
     ))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEY_A: &str = "AAAAC3NzaC1lZDI1NTE5AAAAIGPKSUTyz1HwHReFVvD5obVsALAgJRNarH4TRpNePnAS";
-    const KEY_B: &str = "AAAAC3NzaC1lZDI1NTE5AAAAIIkVG9hkskjWA8J4Fsq4AQMenqqLe6WNWIWnd7xa/7ek";
-    const RSA: &str = "AAAAB3NzaC1yc2EAAAADAQABAAAAgQDyruSU9mzMkiFl7MzHIoX49EDzBiRXw2eSRHisCBHDBPMBREDN+6Ttanyv5trp5MbO\
-                       Chu3l/SOMJieQSLcjIDQ2w1iV+52lq/fdmUfB92bysuzgRBxRwoJyWjeydlx2frFQqtj3aXX/mGfkE3oH+2q6x+P\
-                       iSSeu+OHAvradAIpeQ==";
-
-    fn blob(base64: &str) -> Vec<u8> {
-        data_encoding::BASE64.decode(base64.as_bytes()).unwrap()
-    }
-
-    fn judge(text: &str, host: &str, port: u16, base64: &str) -> Result<(), Cause> {
-        let mut known = KnownHosts::default();
-        known.read("known_hosts", text);
-        let key_type = if base64 == RSA { "ssh-rsa" } else { "ssh-ed25519" };
-        Trust::Files(known)
-            .judge(&HostPort::new(host, port), OfferedKey { key_type, blob: &blob(base64) })
-            .map_err(|failure| failure.cause)
-    }
-
-    #[test]
-    fn names_ports_and_patterns() {
-        let unknown = Err(Cause::HostKeyUnknown);
-        let changed = Err(Cause::HostKeyChanged);
-        for (line, host, port, expected) in [
-            (format!("bastion ssh-ed25519 {KEY_A}"), "bastion", 22, Ok(())),
-            (format!("BASTION ssh-ed25519 {KEY_A} comment"), "Bastion", 22, Ok(())),
-            (format!("other,bastion\tssh-ed25519  {KEY_A}"), "bastion", 22, Ok(())),
-            (format!("bastion ssh-ed25519 {KEY_B}"), "bastion", 22, changed),
-            (format!("bastion ssh-ed25519 {KEY_B}\nbastion ssh-ed25519 {KEY_A}"), "bastion", 22, Ok(())),
-            (format!("bastion ssh-rsa {RSA}"), "bastion", 22, unknown),
-            (format!("[bastion]:2222 ssh-ed25519 {KEY_A}"), "bastion", 2222, Ok(())),
-            (format!("[bastion]:2222 ssh-ed25519 {KEY_A}"), "bastion", 22, unknown),
-            (format!("bastion ssh-ed25519 {KEY_A}"), "bastion", 2222, Ok(())),
-            (format!("bastion ssh-ed25519 {KEY_B}"), "bastion", 2222, unknown),
-            (format!("*.example.com ssh-ed25519 {KEY_A}"), "b1.example.com", 22, Ok(())),
-            (format!("b?.example.com ssh-ed25519 {KEY_A}"), "b12.example.com", 22, unknown),
-            (format!("*.example.com,!b1.example.com ssh-ed25519 {KEY_A}"), "b1.example.com", 22, unknown),
-            (format!("!b1.example.com,*.example.com ssh-ed25519 {KEY_A}"), "b2.example.com", 22, Ok(())),
-            (format!("10.0.0.* ssh-ed25519 {KEY_A}"), "10.0.0.7", 22, Ok(())),
-            (format!("[::1]:2222 ssh-ed25519 {KEY_A}"), "::1", 2222, Ok(())),
-            (format!("bastion. ssh-ed25519 {KEY_A}\nbastion ssh-ed25519 {KEY_A}"), "bastion.", 22, Ok(())),
-            (format!("# bastion ssh-ed25519 {KEY_A}"), "bastion", 22, unknown),
-            (format!("@cert-authority bastion ssh-ed25519 {KEY_A}"), "bastion", 22, unknown),
-            (format!("bastion ssh-ed25519 not-base64!\nbastion ssh-ed25519 {KEY_A}"), "bastion", 22, Ok(())),
-        ] {
-            assert_eq!(judge(&line, host, port, KEY_A), expected, "{line} for {host}:{port}");
-        }
-    }
-
-    #[test]
-    fn revocation_beats_trust_wherever_it_stands() {
-        for line in [
-            format!("@revoked * ssh-ed25519 {KEY_A}\nbastion ssh-ed25519 {KEY_A}"),
-            format!("bastion ssh-ed25519 {KEY_A}\n@revoked bastion ssh-ed25519 {KEY_A}"),
-            format!("[bastion]:22 ssh-ed25519 {KEY_A}\n@revoked bastion ssh-ed25519 {KEY_A}"),
-        ] {
-            assert_eq!(judge(&line, "bastion", 22, KEY_A), Err(Cause::HostKeyRevoked), "{line}");
-        }
-        let line = format!("[bastion]:2222 ssh-ed25519 {KEY_A}\n@revoked bastion ssh-ed25519 {KEY_A}");
-        assert_eq!(judge(&line, "bastion", 2222, KEY_A), Err(Cause::HostKeyRevoked));
-        let other = format!("@revoked bastion ssh-ed25519 {KEY_B}\nbastion ssh-ed25519 {KEY_A}");
-        assert_eq!(judge(&other, "bastion", 22, KEY_A), Ok(()));
-    }
-
-    #[test]
-    fn hashed_names() {
-        // Printed by `ssh-keygen -H` (OpenSSH 9.2) for `bastion` and `[bastion]:2222`.
-        let lines = format!(
-            "|1|l4mBkPwIfE1FfhCD+BiUwb0mXWg=|REzCfK2aQr5CRFXoKbuybOfk8ms= ssh-ed25519 {KEY_A}\n\
-             |1|y+7j450pLmvj9am6++t7fp2aAyE=|pAObCskSh8gOjeSjpklcdI78VaY= ssh-ed25519 {KEY_B}"
-        );
-        assert_eq!(judge(&lines, "bastion", 22, KEY_A), Ok(()));
-        assert_eq!(judge(&lines, "bastion", 2222, KEY_B), Ok(()));
-        assert_eq!(judge(&lines, "bastion", 2222, KEY_A), Err(Cause::HostKeyChanged));
-        assert_eq!(judge(&lines, "bastion2", 22, KEY_A), Err(Cause::HostKeyUnknown));
-    }
-
-    #[test]
-    fn pins_replace_files() {
-        let key = blob(KEY_A);
-        let trust = Trust::Pins(vec![Fingerprint::of(&blob(KEY_B)), Fingerprint::of(&key)]);
-        let bastion = HostPort::new("bastion", 22);
-        assert!(trust.judge(&bastion, OfferedKey { key_type: "ssh-ed25519", blob: &key }).is_ok());
-        let refused =
-            trust.judge(&bastion, OfferedKey { key_type: "ssh-rsa", blob: &blob(RSA) }).unwrap_err();
-        assert_eq!(refused.cause, Cause::HostKeyChanged);
-    }
-
-    #[test]
-    fn known_types_come_from_the_exact_name_first() {
-        let mut known = KnownHosts::default();
-        known
-            .read("f", &format!("[b]:2222 ssh-rsa {RSA}\nb ssh-ed25519 {KEY_A}\n@revoked b ssh-dss {KEY_B}"));
-        let trust = Trust::Files(known);
-        assert_eq!(trust.known_key_types(&HostPort::new("b", 2222)), ["ssh-rsa"]);
-        assert_eq!(trust.known_key_types(&HostPort::new("b", 22)), ["ssh-ed25519"]);
-        assert!(trust.known_key_types(&HostPort::new("c", 22)).is_empty());
-    }
-
-    #[test]
-    fn fingerprints_are_spelled_as_openssh_does() {
-        let fingerprint = Fingerprint::of(b"");
-        assert_eq!(fingerprint.to_string(), "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU");
-        assert_eq!(Fingerprint::parse(&fingerprint.to_string()), Ok(fingerprint));
-        for bad in ["", "SHA256:", "MD5:00:11", "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU", "SHA256:AAAA"]
-        {
-            assert!(Fingerprint::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn arbitrary_files_never_panic(text in "\\PC*", host in "[a-z.\\[\\]:*!|]{0,20}") {
-            let _ = judge(&text, &host, 22, KEY_A);
-        }
-    }
+fn revoked(bastion: &HostPort, key: &HostKey, entry: &Entry) -> Failure {
+    Failure::new(Cause::HostKeyRevoked, format!("{bastion} shows the {key}, which {} revokes", entry.place()))
 }
+
+#[cfg(test)]
+mod tests;

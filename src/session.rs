@@ -4,10 +4,9 @@
 //! session's lane.
 
 mod identities;
+pub mod trust;
 mod way;
 
-use std::io;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -17,16 +16,13 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
-use zeroize::Zeroizing;
 
 use crate::clock::now;
-use crate::failure::{Cause, Failure, plain};
-use crate::files;
-use crate::host_keys::{KnownHosts, Trust};
+use crate::failure::{Cause, Failure};
 use crate::ids::Name;
 use crate::keepalive::{Keepalive, SUSPECT_AFTER, Sign};
 use crate::metrics::BastionMetrics;
-use crate::settings::plan::{BastionPlan, TrustPlan};
+use crate::settings::plan::BastionPlan;
 use crate::settings::show_duration;
 use crate::ssh::{BufferMemory, Connection, Gate};
 use crate::state::{CertificateTerm, SessionLoad, SessionPhase, SessionState};
@@ -41,9 +37,6 @@ const LOOK_IN_EVERY: Duration = Duration::from_secs(1);
 
 /// When a new session's round trip is measured first.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
-
-/// Larger than any known_hosts file, in bytes.
-const MAX_KNOWN_HOSTS: usize = 16 << 20;
 
 /// What the tunnel may ask of a session.
 #[derive(Clone, Debug)]
@@ -339,36 +332,4 @@ fn not_established(Unreached { failure, public_key, certificate, jump }: Unreach
 /// Returns when the session shall end before it has begun.
 async fn closed_early(commands: &mut mpsc::UnboundedReceiver<Command>) {
     while let Some(Command::Ping | Command::Keepalive { .. }) = commands.recv().await {}
-}
-
-async fn read_trust(plan: &BastionPlan) -> Result<Trust, Failure> {
-    let (paths, must_exist) = match &plan.trust {
-        TrustPlan::Pins(pins) => return Ok(Trust::Pins(pins.clone())),
-        TrustPlan::Files(paths) => (paths.clone(), true),
-        TrustPlan::Defaults(paths) => (paths.clone(), false),
-    };
-    let read = files::read_aside(move || read_known_hosts(&paths, must_exist)).await;
-    read.map_err(|text| Failure::new(Cause::HostKeyUnreadable, format!("the known_hosts files: {text}")))?
-}
-
-fn read_known_hosts(paths: &[PathBuf], must_exist: bool) -> Result<Trust, Failure> {
-    let mut known = KnownHosts::default();
-    for path in paths {
-        let bytes = match files::read(path, MAX_KNOWN_HOSTS) {
-            Ok(bytes) => bytes,
-            // It has no line for the bastion, and is named as one of those looked into.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => Zeroizing::default(),
-            Err(error) => {
-                let text =
-                    format!("the known_hosts file {} cannot be read: {}", path.display(), plain(&error));
-                let failure = Failure::new(Cause::HostKeyUnreadable, text);
-                return Err(match error.kind() {
-                    io::ErrorKind::NotFound => failure.with_hint("make the file, or correct `known_hosts`"),
-                    _ => failure,
-                });
-            }
-        };
-        known.read(&path.display().to_string(), &String::from_utf8_lossy(&bytes));
-    }
-    Ok(Trust::Files(known))
 }

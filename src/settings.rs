@@ -11,6 +11,7 @@ pub mod plan;
 mod reader;
 mod sources;
 mod together;
+mod trust;
 mod values;
 
 use std::collections::BTreeMap;

@@ -39,9 +39,9 @@ fn bastion_files(bastion: &BastionPlan) -> Vec<(String, PathBuf)> {
         IdentityPlan::Files(paths) => paths,
         IdentityPlan::Own { .. } | IdentityPlan::Agent => &[],
     };
-    let known_hosts: &[_] = match &bastion.trust {
-        TrustPlan::Files(paths) => paths,
-        TrustPlan::Pins(_) | TrustPlan::Defaults(_) => &[],
+    let known_hosts = match &bastion.trust {
+        TrustPlan::Files(known) => known.files.iter().filter(|path| known.requires(path)).cloned().collect(),
+        TrustPlan::Pins(_) => Vec::new(),
     };
     let secret = |source: &Option<SecretSource>| secret_file(source.as_ref()).into_iter().collect();
     let groups: [(&str, Vec<PathBuf>); 6] = [
@@ -50,7 +50,7 @@ fn bastion_files(bastion: &BastionPlan) -> Vec<(String, PathBuf)> {
         ("certificate", bastion.certificates.clone()),
         ("agent", bastion.agent.iter().filter_map(AgentPlan::socket).collect()),
         ("password", secret(&bastion.password)),
-        ("known_hosts", known_hosts.to_vec()),
+        ("known_hosts", known_hosts),
     ];
     let key = |key: &str| format!("bastions.{}.{key}", bastion.name);
     let files = groups.into_iter();

@@ -12,15 +12,7 @@ use crate::settings::plan::{BastionPlan, IdentityPlan};
 use crate::ssh;
 
 pub(super) fn keygen(settings: &Settings, name: &str, force: bool, out: &mut impl Write) -> Result<(), Stop> {
-    let bastion = settings.plan.bastions.iter().find(|bastion| bastion.name.as_str() == name);
-    let Some(bastion) = bastion else {
-        let known: Vec<&str> = settings.plan.bastions.iter().map(|bastion| bastion.name.as_str()).collect();
-        return Err(Stop::Failed(format!(
-            "there is no bastion \"{}\": known are {}",
-            name.escape_debug(),
-            known.join(", ")
-        )));
-    };
+    let bastion = super::bastion(settings, name)?;
     let IdentityPlan::Own { path, .. } = &bastion.identity else {
         let (whose, key) = match &bastion.identity {
             IdentityPlan::Agent => ("of an agent", "agent"),

@@ -1,8 +1,8 @@
 //! Writes small files whole or not at all, for the daemon's user also when root does it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -36,7 +36,11 @@ pub fn make_dir(dir: &Path) -> io::Result<()> {
     }
     if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         make_dir(parent)?;
-        fs::DirBuilder::new().mode(0o700).create(dir)?;
+        match fs::DirBuilder::new().mode(0o700).create(dir) {
+            // Somebody else was quicker.
+            Err(_) if dir.is_dir() => return Ok(()),
+            made => made?,
+        }
         let opened = OpenOptions::new().read(true).custom_flags(DIRECTORY.bits()).open(dir)?;
         return give_to(&opened, &fs::metadata(parent)?);
     }
@@ -59,6 +63,8 @@ pub fn place(path: &Path, mode: u32, bytes: &[u8], existing: Existing) -> io::Re
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished.0)?;
     file.write_all(bytes)?;
     give_to(&file, &fs::metadata(path.parent().unwrap_or(Path::new(".")))?)?;
+    // Whatever the caller's umask says.
+    file.set_permissions(Permissions::from_mode(mode))?;
     file.sync_all()?;
     match existing {
         Existing::Replace => fs::rename(&unfinished.0, path).map(|()| Placed::Made),

@@ -1,7 +1,12 @@
 //! The format of known_hosts files: see "SSH_KNOWN_HOSTS FILE FORMAT" in OpenSSH's sshd(8).
 
+use std::sync::Arc;
+
 use aws_lc_rs::hmac;
 use data_encoding::BASE64;
+
+use super::{HostKey, names};
+use crate::ids::HostPort;
 
 /// What a line says of its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,17 +93,22 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
     pattern.get(p..).is_some_and(|rest| rest.iter().all(|c| *c == b'*'))
 }
 
+/// The line for a bastion's key, as OpenSSH writes it.
+#[must_use]
+pub fn line(bastion: &HostPort, key: &HostKey) -> String {
+    let name = names(bastion).into_iter().next().unwrap_or_default();
+    format!("{name} {} {}", key.key_type, BASE64.encode(&key.blob))
+}
+
 /// One line of a known_hosts file.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    file: std::sync::Arc<str>,
+    file: Arc<str>,
     line: usize,
-    pub(super) marker: Marker,
+    marker: Marker,
     hosts: Hosts,
-    /// The key's type as written.
-    pub key_type: String,
-    /// The key in its wire form.
-    pub blob: Vec<u8>,
+    /// The key, its type as written.
+    pub key: HostKey,
 }
 
 impl Entry {
@@ -108,7 +118,24 @@ impl Entry {
         format!("{}:{}", self.file, self.line)
     }
 
-    fn parse(file: &std::sync::Arc<str>, line: usize, text: &str) -> Option<Self> {
+    pub(super) fn line(&self) -> usize {
+        self.line
+    }
+
+    pub(super) fn is_in(&self, file: &str) -> bool {
+        *self.file == *file
+    }
+
+    /// Whether it may be one of those that are learnt: they are for one name.
+    pub(super) fn is_learnt(&self) -> bool {
+        match &self.hosts {
+            Hosts::Hashed { .. } => true,
+            Hosts::Patterns(patterns) => matches!(patterns.as_slice(),
+                [(false, name)] if !name.contains(['*', '?'])),
+        }
+    }
+
+    fn parse(file: &Arc<str>, line: usize, text: &str) -> Option<Self> {
         let mut words = text.split_ascii_whitespace().peekable();
         let marker = match *words.peek()? {
             "@revoked" => Marker::Revoked,
@@ -122,25 +149,81 @@ impl Entry {
         let hosts = Hosts::parse(words.next()?)?;
         let key_type = words.next()?.to_owned();
         let blob = BASE64.decode(words.next()?.as_bytes()).ok()?;
-        Some(Self { file: file.clone(), line, marker, hosts, key_type, blob })
+        Some(Self { file: Arc::clone(file), line, marker, hosts, key: HostKey { key_type, blob } })
     }
+}
+
+/// What is known of a bastion's key.
+#[derive(Clone, Debug)]
+pub enum Standing<'a> {
+    /// This line has it.
+    Known(&'a Entry),
+    /// This line revokes it, whatever others say.
+    Revoked(&'a Entry),
+    /// This line has another of its type.
+    Changed(&'a Entry),
+    /// Nothing. There may be keys of these other types.
+    Unknown(Vec<&'a str>),
 }
 
 /// The lines of all known_hosts files of a bastion.
 #[derive(Clone, Debug, Default)]
 pub struct KnownHosts {
     entries: Vec<Entry>,
-    files: Vec<std::sync::Arc<str>>,
+    files: Vec<Arc<str>>,
 }
 
 impl KnownHosts {
     /// Adds a file's lines. A line that is not understood is passed over, as OpenSSH does.
     pub fn read(&mut self, file: &str, text: &str) {
-        let file: std::sync::Arc<str> = file.into();
+        let file: Arc<str> = file.into();
         let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
         let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
         self.entries.extend(lines.filter_map(|(number, line)| Entry::parse(&file, number, line)));
         self.files.push(file);
+    }
+
+    /// What is known of a key of the bastion at `bastion`.
+    #[must_use]
+    pub fn standing(&self, bastion: &HostPort, key: &HostKey) -> Standing<'_> {
+        if let Some(entry) = self.revocation(bastion, key) {
+            return Standing::Revoked(entry);
+        }
+        let exact: Vec<&Entry> = names(bastion)
+            .first()
+            .map(|name| self.entries_for(name, Marker::None).collect())
+            .unwrap_or_default();
+        if let Some(entry) = exact.iter().find(|entry| entry.key == *key) {
+            return Standing::Known(entry);
+        }
+        if let Some(entry) = exact.iter().find(|entry| entry.key.key_type == key.key_type) {
+            return Standing::Changed(entry);
+        }
+        // A line without the port may have the key of another port's sshd, and says nothing against it.
+        match self.all_for(bastion, Marker::None).find(|entry| entry.key == *key) {
+            Some(entry) => Standing::Known(entry),
+            None => Standing::Unknown(types(exact.into_iter())),
+        }
+    }
+
+    /// The line that revokes a key, be it a host's or an authority's.
+    pub(super) fn revocation(&self, bastion: &HostPort, key: &HostKey) -> Option<&Entry> {
+        self.all_for(bastion, Marker::Revoked).find(|entry| entry.key.blob == key.blob)
+    }
+
+    /// The lines of authorities that may vouch for the bastion.
+    pub fn authorities(&self, bastion: &HostPort) -> impl Iterator<Item = &Entry> {
+        self.all_for(bastion, Marker::CertAuthority)
+    }
+
+    /// The types of the bastion's keys, without repetition: those under its exact name, if there are some.
+    pub(super) fn key_types(&self, bastion: &HostPort) -> Vec<&str> {
+        let by_name = names(bastion).into_iter().map(|name| types(self.entries_for(&name, Marker::None)));
+        by_name.into_iter().find(|types| !types.is_empty()).unwrap_or_default()
+    }
+
+    fn all_for(&self, bastion: &HostPort, marker: Marker) -> impl Iterator<Item = &Entry> {
+        names(bastion).into_iter().flat_map(move |name| self.entries_for(&name, marker))
     }
 
     pub(super) fn entries_for<'a>(
@@ -160,6 +243,16 @@ impl KnownHosts {
             [many @ .., last] => format!("{} and {last} have", many.join(", ")),
         }
     }
+}
+
+fn types<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<&'a str> {
+    let mut types: Vec<&str> = Vec::new();
+    for entry in entries {
+        if !types.contains(&entry.key.key_type.as_str()) {
+            types.push(&entry.key.key_type);
+        }
+    }
+    types
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 
 use super::identities::{fetch_password, load_identities};
-use super::{Parts, read_trust};
+use super::{Parts, trust};
 use crate::clock::now;
 use crate::failure::{Cause, Failure};
 use crate::ids::Name;
@@ -134,13 +134,17 @@ pub(super) async fn reach(
     through: Option<&Connection>,
     gate: Arc<Gate>,
 ) -> Result<Reached, Unreached> {
-    let trust = Arc::new(read_trust(plan).await?);
+    let trusted = Arc::new(trust::read(plan).await?);
     let identities = load_identities(plan).await?;
     let deadline = Instant::now() + plan.connect_timeout;
-    let connected = ssh::connect(plan, through, trust, gate, deadline).await?;
-    let address = connected.address;
+    let connected = ssh::connect(plan, through, trusted, gate, deadline).await;
+    let connected = connected.map_err(|failure| trust::advise(plan, failure))?;
+    trust::learn(plan, &connected.seen).await?;
+    let (address, host_key) = (connected.address, connected.seen.key.clone());
     match connected.login(&plan.user, &identities, fetch_password(plan), deadline).await {
         Ok(connection) => {
+            // It ends with the session.
+            tokio::spawn(trust::renew(Arc::clone(plan), connection.announced_host_keys(), host_key));
             // One that is there and not needed is worth a word only where it is meant to be used.
             let meant = identities.certificate.filter(|_| !plan.certificates.is_empty());
             let certificate = connection.certificate().cloned().or(meant);

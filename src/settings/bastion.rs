@@ -8,11 +8,11 @@ use config::ValueKind;
 use serde_json::{Value as Json, json};
 
 use super::database::no_such_bastion;
-use super::plan::{AgentPlan, BastionPlan, DaemonPlan, IdentityPlan, TrustPlan};
+use super::plan::{AgentPlan, BastionPlan, DaemonPlan, IdentityPlan};
 use super::reader::{Given, Report, Section};
+use super::trust;
 use super::values::{Argv, BastionName, Host, Port, Setting, Whole, show_duration};
 use crate::backoff::Bounds;
-use crate::host_keys::Fingerprint;
 use crate::ids::{HostPort, Name};
 use crate::placement::PoolBounds;
 use crate::secret::SecretSource;
@@ -44,7 +44,7 @@ pub(super) fn read(
     }
     let certificates: Option<Vec<PathBuf>> = section.get("certificate", report);
     let legacy_algorithms = section.get_or("legacy_algorithms", false, report);
-    let trust = read_trust(&mut section, daemon, report);
+    let trust = trust::read(&mut section, daemon, report);
     let (keepalive_interval, keepalive_timeout) = read_keepalive(&mut section, report);
     let connect_timeout = read_positive(&mut section, "connect_timeout", Duration::from_secs(15), report);
     let open_timeout = read_positive(&mut section, "open_timeout", Duration::from_secs(10), report);
@@ -125,29 +125,6 @@ impl Setting for AgentKey {
             Some(AgentPlan::Socket(path)) => json!(path.display().to_string()),
         }
     }
-}
-
-fn read_trust(section: &mut Section, daemon: &DaemonPlan, report: &mut Report) -> Option<TrustPlan> {
-    if section.has("host_key") {
-        if section.has("known_hosts") {
-            report.problem(
-                section,
-                "known_hosts",
-                "is not read where `host_key` pins keys: keep one of the two",
-            );
-        }
-        let _: Option<Vec<PathBuf>> = section.get("known_hosts", report);
-        let pins: Option<Vec<Fingerprint>> = section.get("host_key", report);
-        return pins.map(TrustPlan::Pins);
-    }
-    let _: Option<Vec<Fingerprint>> = section.get("host_key", report);
-    if section.has("known_hosts") {
-        return section.get("known_hosts", report).map(TrustPlan::Files);
-    }
-    let mut defaults =
-        vec![PathBuf::from("/etc/tunnelkeeper/known_hosts"), daemon.state_dir.join("known_hosts")];
-    defaults.extend(report.home.as_ref().map(|home| home.join(".ssh/known_hosts")));
-    Some(TrustPlan::Defaults(section.get_or("known_hosts", defaults, report)))
 }
 
 fn read_keepalive(section: &mut Section, report: &mut Report) -> (Duration, Duration) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::LogFilter;
 use crate::backoff::Bounds;
-use crate::host_keys::Fingerprint;
+use crate::host_keys::{Fingerprint, HostKeyPolicy};
 use crate::ids::{HostPort, Name, Target};
 use crate::local::LocalAddress;
 use crate::placement::PoolBounds;
@@ -205,10 +205,31 @@ impl AgentPlan {
 pub enum TrustPlan {
     /// Only keys with these fingerprints.
     Pins(Vec<Fingerprint>),
-    /// known_hosts files, read at each dial. A file of `Defaults` need not exist.
-    Files(Vec<PathBuf>),
-    /// The files used where the configuration names none.
-    Defaults(Vec<PathBuf>),
+    /// known_hosts files.
+    Files(KnownHostsPlan),
+}
+
+/// Which known_hosts files are read, at each dial, and what is written to the daemon's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownHostsPlan {
+    /// All, in order.
+    pub files: Vec<PathBuf>,
+    /// The configuration names them: then they have to exist, but for the daemon's own.
+    pub named: bool,
+    /// The daemon's own, where keys are stored, if it is among them.
+    pub own: Option<PathBuf>,
+    /// What becomes of a bastion of which nothing is known; `AcceptNew` only with a file of the daemon's own.
+    pub policy: HostKeyPolicy,
+    /// Store keys that a bastion announces.
+    pub update: bool,
+}
+
+impl KnownHostsPlan {
+    /// Whether a file has to exist.
+    #[must_use]
+    pub fn requires(&self, file: &Path) -> bool {
+        self.named && self.own.as_deref() != Some(file)
+    }
 }
 
 /// The kind of a database: it decides defaults only.

@@ -3,8 +3,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::plan::{AgentPlan, IdentityPlan, Kind, ProbeLevel, ProbeWhen, TlsMode, TrustPlan};
+use super::plan::{AgentPlan, IdentityPlan, Kind, KnownHostsPlan, ProbeLevel, ProbeWhen, TlsMode, TrustPlan};
 use super::*;
+use crate::host_keys::HostKeyPolicy;
 use crate::ids::Target;
 
 pub(super) const SMALLEST: &str = r#"
@@ -105,7 +106,14 @@ fn the_smallest_file_gets_every_default() {
     assert_eq!(bastion.at.to_string(), "bastion.example.com:22");
     assert_eq!(bastion.identity, IdentityPlan::Own { path: "/var/lib/tk/keys/prod".into(), generate: true });
     let files = ["/etc/tunnelkeeper/known_hosts", "/var/lib/tk/known_hosts", "/home/me/.ssh/known_hosts"];
-    assert_eq!(bastion.trust, TrustPlan::Defaults(files.iter().map(PathBuf::from).collect()));
+    let known_hosts = KnownHostsPlan {
+        files: files.iter().map(PathBuf::from).collect(),
+        named: false,
+        own: Some(files[1].into()),
+        policy: HostKeyPolicy::Strict,
+        update: true,
+    };
+    assert_eq!(bastion.trust, TrustPlan::Files(known_hosts));
     assert_eq!((bastion.keepalive_interval.as_secs(), bastion.keepalive_timeout.as_secs()), (30, 300));
     assert_eq!((bastion.pool.min, bastion.pool.max), (1, 4));
     let database = &settings.plan.databases[0];

@@ -16,15 +16,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use russh::client::{Handle, Msg};
+use russh::keys::PublicKey;
 use russh::{Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Disconnect};
 use tokio::runtime;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
+use super::connect::Connected;
 use super::gate::Gate;
 use super::guard::{Guard, Obituary};
+use super::host_key::Announced;
 use crate::dial::{self, Arrival, Gone};
 use crate::failure::{Cause, Failure, one_line};
+use crate::host_keys::HostKey;
 use crate::ids::{HostPort, Target};
 use crate::settings::show_duration;
 use crate::state::CertificateTerm;
@@ -52,6 +56,7 @@ pub(super) struct Shared {
     obituary: Arc<Obituary>,
     /// Why the last open was refused, in the bastion's words.
     refusal: Arc<Mutex<Option<String>>>,
+    announced: Announced,
     certificate: Option<CertificateTerm>,
     opening: AtomicUsize,
     remnants: AtomicUsize,
@@ -66,20 +71,16 @@ impl Drop for Shared {
 }
 
 impl Connection {
-    pub(super) fn new(
-        handle: Handle<Guard>,
-        bastion: HostPort,
-        gate: Arc<Gate>,
-        obituary: Arc<Obituary>,
-        refusal: Arc<Mutex<Option<String>>>,
-        certificate: Option<CertificateTerm>,
-    ) -> Self {
+    /// `certificate` is the one that the bastion accepted.
+    pub(super) fn new(connected: Connected, certificate: Option<CertificateTerm>) -> Self {
+        let Connected { handle, bastion, gate, obituary, refusal, announced, .. } = connected;
         Self(Arc::new(Shared {
             handle,
             bastion,
             gate,
             obituary,
             refusal,
+            announced,
             certificate,
             opening: AtomicUsize::new(0),
             remnants: AtomicUsize::new(0),
@@ -141,6 +142,29 @@ impl Connection {
         // Asking for an answer keeps russh's queue of awaited answers in step. A session that has ended needs no
         // telling.
         let _ = self.0.handle.no_more_sessions(true).await;
+    }
+
+    /// Waits until the bastion announces its host keys, without keeping the session for it.
+    pub fn announced_host_keys(&self) -> impl Future<Output = Option<(Self, Vec<HostKey>)>> + Send + use<> {
+        let (announced, shared) = (self.0.announced.clone(), Arc::downgrade(&self.0));
+        async move {
+            let keys = announced.wait().await?;
+            Some((Self(shared.upgrade()?), keys))
+        }
+    }
+
+    /// Has the bastion prove that it has these host keys.
+    ///
+    /// # Errors
+    /// Why it has not.
+    pub async fn prove_host_keys(&self, keys: &[HostKey]) -> Result<(), String> {
+        let keys: Result<Vec<PublicKey>, _> =
+            keys.iter().map(|key| PublicKey::from_bytes(&key.blob)).collect();
+        let keys = keys.map_err(|error| error.to_string())?;
+        tokio::select! {
+            proved = self.0.handle.hostkeys_prove(keys) => proved.map_err(|error| error.to_string()),
+            failure = self.ended() => Err(failure.detail().to_owned()),
+        }
     }
 
     /// Connects to `target` through the bastion.

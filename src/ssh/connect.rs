@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use russh::{Limits, SshId, client};
+use russh::{Limits, Preferred, SshId, client};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -17,7 +17,8 @@ use super::algorithms::{preferred, would_do_with_legacy};
 use super::channel::Connection;
 use super::gate::Gate;
 use super::greeting::Greeting;
-use super::guard::{Guard, HandlerError, Obituary, of_jump};
+use super::guard::{Guard, HandlerError, Obituary, Scrutiny, of_jump};
+use super::host_key::{Announced, Seen};
 use super::jump::Jump;
 use super::proxy::Proxy;
 use super::transport::{self, Socket, Transport};
@@ -43,7 +44,10 @@ pub struct Connected {
     pub(super) gate: Arc<Gate>,
     pub(super) obituary: Arc<Obituary>,
     pub(super) refusal: Arc<Mutex<Option<String>>>,
+    pub(super) announced: Announced,
     pub(super) legacy_algorithms: bool,
+    /// The host key that it has shown.
+    pub seen: Seen,
     /// The address that won the race, where there was one.
     pub address: Option<SocketAddr>,
 }
@@ -61,15 +65,29 @@ pub async fn connect(
     gate: Arc<Gate>,
     deadline: Instant,
 ) -> Result<Connected, Failure> {
+    let preferred = preferred(&trust, &plan.at, plan.legacy_algorithms);
+    meet(plan, through, preferred, Scrutiny::Judge(trust), gate, deadline).await
+}
+
+/// Connects to a bastion and subjects its host key to `scrutiny`.
+pub(super) async fn meet(
+    plan: &BastionPlan,
+    through: Option<&Connection>,
+    preferred: Preferred,
+    scrutiny: Scrutiny,
+    gate: Arc<Gate>,
+    deadline: Instant,
+) -> Result<Connected, Failure> {
     let bastion = &plan.at;
+    let guard = Guard::new(bastion.clone(), scrutiny, gate);
     if let Some(outer) = through {
         let (jump, round_trip) = open_jump(outer, bastion, deadline).await?;
-        return shake_hands(plan, jump, round_trip, trust, gate, deadline).await;
+        return shake_hands(plan, jump, config(preferred, round_trip), guard, deadline).await;
     }
     if let Some(argv) = &plan.proxy_command {
         let (proxy, fate) = Proxy::start(argv, bastion, &plan.user)?;
-        let connected = shake_hands(plan, proxy, PROXY_ROUND_TRIP, trust, gate, deadline).await;
-        return match connected {
+        let config = config(preferred, PROXY_ROUND_TRIP);
+        return match shake_hands(plan, proxy, config, guard, deadline).await {
             // The bastion has not been heard, so it is the command that is to blame.
             Err(failure) if failure.cause == Cause::BannerClosed => Err(fate.explain(bastion).await),
             connected => connected,
@@ -78,7 +96,7 @@ pub async fn connect(
     let addresses = resolve(bastion, deadline).await?;
     let (socket, address, round_trip) = race(bastion, addresses, deadline).await?;
     prepare(&socket, plan.keepalive_timeout);
-    let connected = shake_hands(plan, socket, round_trip, trust, gate, deadline).await?;
+    let connected = shake_hands(plan, socket, config(preferred, round_trip), guard, deadline).await?;
     Ok(Connected { address: Some(address), ..connected })
 }
 
@@ -106,22 +124,35 @@ async fn open_jump(
 async fn shake_hands<S: Socket + Send + 'static>(
     plan: &BastionPlan,
     socket: S,
-    round_trip: Duration,
-    trust: Arc<Trust>,
-    gate: Arc<Gate>,
+    config: client::Config,
+    guard: Guard,
     deadline: Instant,
 ) -> Result<Connected, Failure> {
     let BastionPlan { at: bastion, legacy_algorithms, .. } = plan;
     let legacy_algorithms = *legacy_algorithms;
     let greeting = Arc::new(Mutex::new(Greeting::default()));
-    let transport = Transport::new(socket, Arc::clone(&gate), Arc::clone(&greeting));
-    let config = Arc::new(config(&trust, bastion, round_trip, legacy_algorithms));
-    let guard = Guard::new(bastion.clone(), trust, Arc::clone(&gate));
+    let (gate, seen, announced) = (guard.gate(), guard.seen(), guard.announced());
     let (obituary, refusal) = (guard.obituary(), guard.refusal());
-    match timeout_at(deadline, client::connect_stream(config, transport, guard)).await {
+    let transport = Transport::new(socket, Arc::clone(&gate), Arc::clone(&greeting));
+    match timeout_at(deadline, client::connect_stream(Arc::new(config), transport, guard)).await {
         Ok(Ok(handle)) => {
+            let Some(seen) = seen.get().cloned() else {
+                // It never comes to that: no key exchange that we offer does without.
+                gate.condemn();
+                return Err(Failure::new(Cause::KexProtocol, format!("{bastion} has shown no host key")));
+            };
             let (bastion, address) = (bastion.clone(), None);
-            Ok(Connected { handle, bastion, gate, obituary, refusal, legacy_algorithms, address })
+            Ok(Connected {
+                handle,
+                bastion,
+                gate,
+                obituary,
+                refusal,
+                announced,
+                legacy_algorithms,
+                seen,
+                address,
+            })
         }
         Ok(Err(error)) => {
             let greeting = transport::lock(&greeting);
@@ -280,7 +311,7 @@ fn window_size(round_trip: Duration) -> u32 {
     (round_trip.as_secs_f64() * WINDOW_PACE).clamp(MIN_WINDOW, MAX_WINDOW) as u32
 }
 
-fn config(trust: &Trust, bastion: &HostPort, round_trip: Duration, legacy: bool) -> client::Config {
+fn config(preferred: Preferred, round_trip: Duration) -> client::Config {
     client::Config {
         client_id: SshId::Standard(Cow::Borrowed(concat!(
             "SSH-2.0-tunnelkeeper_",
@@ -299,7 +330,7 @@ fn config(trust: &Trust, bastion: &HostPort, round_trip: Duration, legacy: bool)
         maximum_packet_size: 32 << 10,
         // The gate bounds what waits, by bytes; a queue that filled up by messages would stop the whole session.
         channel_buffer_size: usize::MAX >> 4,
-        preferred: preferred(trust.known_key_types(bastion).as_slice(), legacy),
+        preferred,
         // Pings, deadlines and the kernel's user timeout are ours: russh's own would condemn a session whose gate
         // is shut.
         keepalive_interval: None,

@@ -1,16 +1,19 @@
 //! What a bastion may do to us: show its host key, which is judged, say why it ends, and nothing else.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::UNIX_EPOCH;
 
 use russh::client::{self, ChannelOpenHandle, DisconnectReason, Handler, Msg, Session};
-use russh::keys::{Algorithm, PublicKeyOrCertificate};
+use russh::keys::{PublicKey, PublicKeyOrCertificate};
 use russh::{Channel, ChannelId, ChannelOpenFailure};
 use tokio::sync::watch;
 
 use super::gate::Gate;
+use super::host_key::{self, Announced, Seen};
+use crate::clock::now;
 use crate::failure::{Cause, Failure, one_line, plain};
-use crate::host_keys::{OfferedKey, Trust};
+use crate::host_keys::{HostKey, Trust, Trusted};
 use crate::ids::HostPort;
 use crate::state::SessionLoad;
 
@@ -69,20 +72,45 @@ impl Obituary {
     }
 }
 
+/// What is done with the host key that a bastion shows.
+pub(super) enum Scrutiny {
+    /// It has to be trusted.
+    Judge(Arc<Trust>),
+    /// It is only looked at: nobody may log in over this connection.
+    Look,
+}
+
 /// russh's handler. It is owned by the session's task and dropped with it on every path, also where russh skips
 /// `disconnected`: dropping it is the news of the end.
 pub(super) struct Guard {
     bastion: HostPort,
-    trust: Arc<Trust>,
+    scrutiny: Scrutiny,
+    seen: Arc<OnceLock<Seen>>,
+    announced: watch::Sender<Option<Vec<HostKey>>>,
     gate: Arc<Gate>,
     obituary: Arc<Obituary>,
     refusal: Arc<Mutex<Option<String>>>,
 }
 
 impl Guard {
-    pub(super) fn new(bastion: HostPort, trust: Arc<Trust>, gate: Arc<Gate>) -> Self {
+    pub(super) fn new(bastion: HostPort, scrutiny: Scrutiny, gate: Arc<Gate>) -> Self {
         let obituary = Obituary::new(Arc::clone(gate.load()));
-        Self { bastion, trust, gate, obituary, refusal: Arc::default() }
+        let (seen, announced, refusal) = (Arc::default(), watch::Sender::new(None), Arc::default());
+        Self { bastion, scrutiny, seen, announced, gate, obituary, refusal }
+    }
+
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+
+    /// Where the host key is left, once it has been shown and was not refused.
+    pub(super) fn seen(&self) -> Arc<OnceLock<Seen>> {
+        Arc::clone(&self.seen)
+    }
+
+    /// Where the host keys are left that the bastion announces.
+    pub(super) fn announced(&self) -> Announced {
+        Announced(self.announced.subscribe())
     }
 
     pub(super) fn obituary(&self) -> Arc<Obituary> {
@@ -109,21 +137,31 @@ impl Handler for Guard {
     type Error = HandlerError;
 
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, HandlerError> {
-        let PublicKeyOrCertificate::PublicKey { key, .. } = shown else {
-            let detail = format!("{} shows a certificate though none was asked for", self.bastion);
-            return Err(HandlerError::Refused(Failure::new(Cause::HostKeyUnknown, detail)));
+        let shown = host_key::read(shown).map_err(|error| HandlerError::Ssh(error.into()))?;
+        let trusted = match &self.scrutiny {
+            Scrutiny::Judge(trust) => {
+                let seconds = now().wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                trust.judge(&self.bastion, &shown, seconds).map_err(HandlerError::Refused)?
+            }
+            Scrutiny::Look => Trusted::FirstSight,
         };
-        let blob = key.to_bytes().map_err(|error| HandlerError::Ssh(error.into()))?;
-        let algorithm = key.algorithm();
-        let key_type = match &algorithm {
-            // An RSA key is one key, whichever hash it signs with.
-            Algorithm::Rsa { .. } => "ssh-rsa",
-            other => other.as_str(),
-        };
-        self.trust
-            .judge(&self.bastion, OfferedKey { key_type, blob: &blob })
-            .map_err(HandlerError::Refused)?;
+        // It is shown once, before anything else; later exchanges of keys do not ask.
+        let _ = self.seen.set(Seen { key: shown.key().clone(), trusted });
         Ok(true)
+    }
+
+    async fn openssh_ext_host_keys_announced(
+        &mut self,
+        keys: Vec<PublicKey>,
+        _: &mut Session,
+    ) -> Result<(), HandlerError> {
+        // Once is enough: OpenSSH's own client takes a second time for an attack.
+        self.announced.send_if_modified(|announced| {
+            let first = announced.is_none();
+            announced.get_or_insert_with(|| host_key::announced(&keys));
+            first
+        });
+        Ok(())
     }
 
     async fn channel_open_failure(

@@ -42,14 +42,7 @@ impl Connected {
         deadline: Instant,
     ) -> Result<Connection, Failure> {
         match self.attempt(user, identities, password, deadline).await {
-            Ok(certificate) => Ok(Connection::new(
-                self.handle,
-                self.bastion,
-                self.gate,
-                self.obituary,
-                self.refusal,
-                certificate,
-            )),
+            Ok(certificate) => Ok(Connection::new(self, certificate)),
             Err(failure) => {
                 // What russh reports as a rejection may be the end of the connection; the bastion's last words,
                 // where there are some, explain it better than we can.

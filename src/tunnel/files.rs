@@ -78,7 +78,7 @@ fn files_of(plan: &BastionPlan) -> Vec<PathBuf> {
     // An agent that was started again has another socket.
     paths.extend(plan.agent.as_ref().and_then(AgentPlan::socket));
     match &plan.trust {
-        TrustPlan::Files(known) | TrustPlan::Defaults(known) => paths.extend(known.iter().cloned()),
+        TrustPlan::Files(known) => paths.extend(known.files.iter().cloned()),
         TrustPlan::Pins(_) => {}
     }
     paths

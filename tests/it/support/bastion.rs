@@ -135,6 +135,16 @@ impl Bastion {
         format!("{}identity = {identity:?}\n", self.keyless_section(name, port))
     }
 
+    /// The same for a daemon to which nobody has said which host key is right.
+    pub fn unknown_section(&self, name: &str) -> String {
+        let section = self.section(name, self.port);
+        section
+            .lines()
+            .filter(|line| !line.starts_with("known_hosts"))
+            .map(|line| format!("{line}\n"))
+            .collect()
+    }
+
     pub fn start_again(&mut self) {
         assert!(self.running.is_none());
         let mut child = self
@@ -179,6 +189,15 @@ impl Bastion {
         let script = format!("mount --bind \"$0\" /etc/pam.d && exec {back} setpriv --pdeathsig KILL \"$@\"");
         command.args(["--mount", "--propagation", "private", "sh", "-c", &script]).arg(pam).arg(program);
         command
+    }
+
+    /// Restarts it with another configuration.
+    pub fn reconfigure(&mut self, change: impl FnOnce(String) -> String) {
+        self.kill();
+        let path = self.path("sshd_config");
+        let config = fs::read_to_string(&path).unwrap();
+        fs::write(&path, change(config)).unwrap();
+        self.start_again();
     }
 
     pub fn log(&self) -> String {
