@@ -33,6 +33,10 @@ pub trait Dial: Clone + Send + Sync + 'static {
     /// A place on one of its sessions.
     type Seat: Seat;
 
+    /// A place on a session that can take one more client now, if there is one and nobody waits for it. `avoid` is as
+    /// for [`seat`](Self::seat).
+    fn seat_now(&self, avoid: Option<u64>) -> impl Future<Output = Option<Self::Seat>> + Send;
+
     /// Waits until a session can take one more client, for as long as the caller likes. `avoid` is a session on
     /// which the client has just failed. The future may be dropped at any time.
     fn seat(&self, avoid: Option<u64>) -> impl Future<Output = Self::Seat> + Send;

@@ -143,7 +143,7 @@ vocabulary! {
     Client "client" {
         ClientStalled "stalled" "the client did not read its results while it blocked others; raise `stall_timeout` or sessions.max"
         ClientIdle "idle" "the client was silent for longer than `idle_timeout`"
-        ClientDrained "drained" "the daemon was stopped; `daemon.drain_timeout` bounds how long clients may finish"
+        ClientDrained "drained" "the daemon was stopped or the database removed; `daemon.drain_timeout` bounds how long clients may finish"
         ClientLimit "limit" "raise the limit (`max_clients`, `hold.max` or LimitNOFILE), or start fewer jobs at a time"
         ClientHoldTimeout "hold_timeout" "the tunnel did not come back within `hold.timeout`; see the bastion's last failure"
     }

@@ -29,6 +29,7 @@ use crate::listener::{Bound, Claim};
 use crate::local::LocalAddress;
 use crate::metrics::{DatabaseMetrics, Outcome};
 use crate::pgwire::SqlState;
+use crate::pump::Limits;
 use crate::settings::plan::DatabasePlan;
 use crate::socket::Socket;
 use crate::socket_table::SocketTable;
@@ -87,6 +88,8 @@ struct Shared<D> {
     room: Room,
     turned_away: OnceAMinute,
     reach: Reach,
+    /// Of its clients, as the configuration has them at the moment.
+    limits: watch::Sender<Limits>,
 }
 
 impl<D: Dial> Shared<D> {
@@ -94,11 +97,17 @@ impl<D: Dial> Shared<D> {
         Arc::clone(&self.route.borrow().plan)
     }
 
-    /// Takes note of when a tunnel for the database is up and when none is, for ever.
-    async fn keep_uptime(&self) {
+    /// Goes on as the configuration says, and takes note of when a tunnel for the database is up and when none is, for
+    /// ever.
+    async fn follow(&self) {
         let mut route = self.route.clone();
+        let mut target = self.plan().target.clone();
         loop {
-            let ways = route.borrow_and_update().ways.clone();
+            let Route { plan, ways } = Route::clone(&route.borrow_and_update());
+            let same = std::mem::replace(&mut target, plan.target.clone()) == plan.target;
+            self.reach.forget(|bastion| same && plan.bastions.contains(bastion));
+            let (idle, stall) = (plan.forward.idle_timeout, plan.forward.stall_timeout);
+            self.limits.send_replace(Limits { idle, stall });
             let up = ways.is_up();
             self.state.send_if_modified(|state| {
                 let changed = state.uptime.since().is_some() != up;
@@ -129,7 +138,11 @@ pub fn new<D: Dial>(parts: Parts<D>) -> (watch::Receiver<ForwardState>, Unit<D>)
     let (state, receiver) = watch::channel(state);
     let reach = Reach::new(database.clone(), Arc::clone(&metrics), state.clone());
     let turned_away = OnceAMinute::default();
-    let shared = Arc::new(Shared { database, route, metrics, sockets, state, cut, room, turned_away, reach });
+    let plan = Arc::clone(&route.borrow().plan);
+    let limits = Limits { idle: plan.forward.idle_timeout, stall: plan.forward.stall_timeout };
+    let limits = watch::Sender::new(limits);
+    let shared =
+        Arc::new(Shared { database, route, metrics, sockets, state, cut, room, turned_away, reach, limits });
     (receiver, Unit { shared, drain, claims })
 }
 
@@ -158,13 +171,13 @@ impl<D: Dial> Unit<D> {
         let roll = shared.state.borrow().clients.clone();
         let mut clients = JoinSet::new();
         let mut next_id = 1;
-        let mut uptime = pin!(shared.keep_uptime());
+        let mut follow = pin!(shared.follow());
         loop {
             tokio::select! {
                 biased;
                 () = self.drain.cancelled() => break,
                 Some(ended) = clients.join_next() => report_panic(shared, ended),
-                () = &mut uptime => {}
+                () = &mut follow => {}
                 Ok(()) = claims.changed() => bound = self.accept_from(&mut claims).await,
                 (socket, peer) = bound.accept() => {
                     // Only a good end is shown as one (`answer::finish`).
@@ -189,8 +202,14 @@ impl<D: Dial> Unit<D> {
         }
         drop(bound);
         shared.state.send_modify(|state| state.accepting = false);
-        while let Some(ended) = clients.join_next().await {
-            report_panic(shared, ended);
+        loop {
+            tokio::select! {
+                ended = clients.join_next() => match ended {
+                    Some(ended) => report_panic(shared, ended),
+                    None => return,
+                },
+                () = &mut follow => {}
+            }
         }
     }
 }

@@ -79,20 +79,22 @@ pub struct Standing {
     pub up: bool,
     /// It has failed since it was last up for 30 s.
     pub wavering: bool,
-    /// It has failed this client, or others before it, where another may do better.
-    pub avoided: bool,
+    /// It has failed this client.
+    pub tried: bool,
+    /// It has failed others: it is the last choice.
+    pub failing: bool,
 }
 
 /// The bastions that a client may wait for, best first; `standings` are in the user's order of preference. One that
-/// wavers comes after those that do not, so that clients return to it only once it has proved well. One that is
-/// avoided is left out while another is up.
+/// wavers comes after those that do not, so that clients return to it only once it has proved well. One that the client
+/// has tried in vain is left out while there is another that is up.
 #[must_use]
 pub fn rank(standings: &[Standing]) -> Vec<usize> {
-    let choice = standings.iter().any(|standing| standing.up && !standing.avoided);
-    let all = standings.iter().enumerate().filter(|(_, standing)| !(choice && standing.avoided));
+    let choice = standings.iter().any(|standing| standing.up && !standing.tried);
+    let all = standings.iter().enumerate().filter(|(_, standing)| !(choice && standing.tried));
     let mut ranked: Vec<_> = all.collect();
     // The sort is stable: what is equal stays in the order of preference.
-    ranked.sort_by_key(|(_, standing)| (!standing.up, standing.wavering));
+    ranked.sort_by_key(|(_, standing)| (!standing.up, standing.failing, standing.wavering));
     ranked.into_iter().map(|(index, _)| index).collect()
 }
 
@@ -145,10 +147,11 @@ mod tests {
 
     #[test]
     fn bastions_in_order_of_preference() {
-        let well = Standing { up: true, wavering: false, avoided: false };
+        let well = Standing { up: true, wavering: false, tried: false, failing: false };
         let down = Standing { up: false, ..well };
         let back = Standing { wavering: true, ..well };
-        let failed = Standing { avoided: true, ..well };
+        let tried = Standing { tried: true, ..well };
+        let failing = Standing { failing: true, ..well };
         for (standings, expected) in [
             (&[well, well][..], &[0, 1][..]),
             (&[down, well], &[1, 0]),
@@ -156,10 +159,15 @@ mod tests {
             (&[back, back], &[0, 1]),
             (&[down, back], &[1, 0]),
             (&[down, down], &[0, 1]),
-            (&[failed, well], &[1]),
-            (&[failed, down], &[0, 1]),
-            (&[failed, failed], &[0, 1]),
-            (&[failed, down, back], &[2, 1]),
+            (&[tried, well], &[1]),
+            (&[tried, down], &[0, 1]),
+            (&[tried, tried], &[0, 1]),
+            (&[tried, down, back], &[2, 1]),
+            (&[failing, well], &[1, 0]),
+            (&[failing, back], &[1, 0]),
+            (&[failing, down], &[0, 1]),
+            (&[failing, failing], &[0, 1]),
+            (&[tried, failing], &[1]),
         ] {
             assert_eq!(rank(standings), expected, "{standings:?}");
         }

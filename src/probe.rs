@@ -5,6 +5,7 @@
 //! anew now and then, since a kept connection does not notice what only logins meet. There is never more than one
 //! probe of a database under way.
 
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,8 @@ struct Probe<D: Dial> {
     /// What clients had moved at the last look.
     moved: u64,
     verdict: Verdict,
+    /// The bastions that did not connect it, and why.
+    passed_by: BTreeMap<Name, Cause>,
     /// The failure that was logged last, since the database answered.
     reported: Option<Cause>,
     state: watch::Sender<ProbeState>,
@@ -122,6 +125,7 @@ impl<D: Dial> Unit<D> {
             kept: None,
             moved: self.parts.metrics.passed_in_total(),
             verdict: Verdict::new(plan.probe.failures),
+            passed_by: BTreeMap::new(),
             reported: None,
             state: self.state.clone(),
         }
@@ -189,12 +193,16 @@ impl<D: Dial> Probe<D> {
         while let Some((bastion, seat)) = self.ways.probe_seat(&failed).await {
             let seat = Arc::new(seat);
             match self.probe_anew(&bastion, &seat, &failed, password).await {
-                Ok(took) => return Found::Answered(bastion, took),
+                Ok(took) => {
+                    self.passed_by.remove(&bastion);
+                    return Found::Answered(bastion, took);
+                }
                 // What a shut gate keeps from us is nobody's failure.
-                Err(_) if !seat.is_open() => return Found::Skipped,
+                Err(_) if !seat.is_open() => failed.push(bastion),
                 Err(failure) if failure.cause.phase() == Phase::Channel => {
                     self.metrics.channel_failed(&bastion, failure.cause);
                     self.ways.doubt(&bastion);
+                    self.pass_by(&bastion, &failure);
                     failed.push(bastion.clone());
                     found = Found::Failed(Some(bastion), failure);
                 }
@@ -202,6 +210,22 @@ impl<D: Dial> Probe<D> {
             }
         }
         found
+    }
+
+    /// One warning when the probe cannot go the best way, and for each new reason.
+    fn pass_by(&mut self, bastion: &Name, failure: &Failure) {
+        let news = self.passed_by.insert(bastion.clone(), failure.cause) != Some(failure.cause);
+        if news && self.ways.has_another(std::slice::from_ref(bastion)) {
+            warn!(
+                database = %self.plan.name,
+                %bastion,
+                phase = failure.cause.phase().as_str(),
+                reason = failure.cause.reason(),
+                detail = failure.detail(),
+                hint = failure.hint(),
+                "the probe cannot go through this bastion, and goes through another"
+            );
+        }
     }
 
     fn clients_are_active(&mut self) -> bool {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -186,13 +187,19 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// How a client may be ended before it is done.
-#[derive(Clone, Debug)]
-pub struct Bounds {
+/// How long a client may do nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
     /// Without traffic for so long.
     pub idle: Option<Duration>,
     /// Not reading for so long while it blocks others.
     pub stall: Duration,
+}
+
+/// How a client may be ended before it is done.
+pub struct Bounds {
+    /// They may change meanwhile.
+    pub limits: watch::Receiver<Limits>,
     /// When cancelled, every client is.
     pub stop: CancellationToken,
 }
@@ -233,11 +240,12 @@ pub async fn pump<L: Local, S: Seat>(
     outbound: &mut S::Outbound,
     first: FirstBytes,
     meter: &Meter<'_>,
-    bounds: &Bounds,
+    mut bounds: Bounds,
 ) -> Ending {
+    let mut limits = *bounds.limits.borrow_and_update();
     let (mut read, write) = local.halves();
     let mut uplink = std::pin::pin!(uplink(&mut read, outbound, first, meter));
-    let mut downlink = Downlink::new(write, inbound, meter, bounds.stall, || seat.blocked_since());
+    let mut downlink = Downlink::new(write, inbound, meter, limits.stall, || seat.blocked_since());
     let mut uplink_ended = false;
     let mut close_by: Option<Instant> = None;
     let end = loop {
@@ -253,10 +261,14 @@ pub async fn pump<L: Local, S: Seat>(
                 UplinkEnd::Ended => uplink_ended = true,
                 UplinkEnd::Left => break DownlinkEnd::Left,
             },
-            () = sleep_until(meter.idle_at(bounds.idle)) => {
-                if meter.idle_at(bounds.idle).is_some_and(|at| at <= Instant::now()) {
+            () = sleep_until(meter.idle_at(limits.idle)) => {
+                if meter.idle_at(limits.idle).is_some_and(|at| at <= Instant::now()) {
                     break DownlinkEnd::Cut(idle());
                 }
+            }
+            Ok(()) = bounds.limits.changed() => {
+                limits = *bounds.limits.borrow_and_update();
+                downlink.set_stall(limits.stall);
             }
             () = sleep_until(close_by) => break DownlinkEnd::Closed,
         }
@@ -282,7 +294,10 @@ pub async fn pump<L: Local, S: Seat>(
 }
 
 fn drained() -> Failure {
-    Failure::new(Cause::ClientDrained, "the daemon is stopping")
+    Failure::new(
+        Cause::ClientDrained,
+        "the daemon is stopping, or the database was removed from its configuration",
+    )
 }
 
 fn idle() -> Failure {

@@ -31,6 +31,7 @@ use pool::Pool;
 /// What others ask of a tunnel.
 enum Request {
     Seat(Waiting),
+    SeatNow(Waiting),
     ProbeSeat(oneshot::Sender<Option<Seat>>),
     Doubt,
     DialNow,
@@ -134,6 +135,7 @@ impl Unit {
                 () = pool.event() => {}
                 Some(request) = requests.recv() => match request {
                     Request::Seat(client) => pool.ask_for_seat(client),
+                    Request::SeatNow(client) => pool.ask_for_seat_now(client),
                     Request::ProbeSeat(probe) => drop(probe.send(pool.probe_seat())),
                     Request::Doubt => pool.doubt(),
                     Request::DialNow => pool.dial_now(),
@@ -207,6 +209,12 @@ impl dial::Seat for Seat {
 
 impl Dial for Tunnel {
     type Seat = Seat;
+
+    async fn seat_now(&self, avoid: Option<u64>) -> Option<Seat> {
+        let (send, seat) = oneshot::channel();
+        let _ = self.requests.send(Request::SeatNow(Waiting { seat: send, avoid }));
+        seat.await.ok()
+    }
 
     async fn seat(&self, avoid: Option<u64>) -> Seat {
         let (send, seat) = oneshot::channel();

@@ -189,9 +189,14 @@ impl FakeDial {
         self.0.state.send_modify(|state| Arc::make_mut(state).wavering = wavering);
     }
 
-    /// Every gate is shut from now on.
-    pub(crate) fn give_no_seats(&self) {
-        self.0.seats.store(false, Ordering::SeqCst);
+    /// Every gate is shut, or they are not.
+    pub(crate) fn give_seats(&self, seats: bool) {
+        self.0.seats.store(seats, Ordering::SeqCst);
+        self.0.changed.notify_waiters();
+    }
+
+    fn has_seats(&self) -> bool {
+        self.0.up.load(Ordering::SeqCst) && self.0.seats.load(Ordering::SeqCst)
     }
 
     /// The next open succeeds; returns its far end.
@@ -239,10 +244,14 @@ impl FakeDial {
 impl Dial for FakeDial {
     type Seat = FakeSeat;
 
+    async fn seat_now(&self, _: Option<u64>) -> Option<FakeSeat> {
+        self.has_seats().then(|| self.seat_now())
+    }
+
     async fn seat(&self, _: Option<u64>) -> FakeSeat {
         loop {
             let changed = self.0.changed.notified();
-            if self.0.up.load(Ordering::SeqCst) && self.0.seats.load(Ordering::SeqCst) {
+            if self.has_seats() {
                 return self.seat_now();
             }
             changed.await;

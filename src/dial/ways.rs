@@ -2,26 +2,23 @@
 
 use std::future::pending;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::select_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
-use tokio::time::sleep;
 
 use super::Dial;
 use crate::ids::Name;
 use crate::placement::{Standing, rank};
 use crate::state::TunnelState;
 
-/// How long a bastion is asked for a seat before the next one is asked too. One that has a seat to give gives it at once.
-const HEAD_START: Duration = Duration::from_millis(50);
-
 /// What has failed a client: it is placed elsewhere where it can be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Avoid {
-    /// Bastions that did not connect it to the database.
-    pub bastions: Vec<Name>,
+    /// Bastions that did not connect this client to the database.
+    pub tried: Vec<Name>,
+    /// Bastions that did not connect others.
+    pub failing: Vec<Name>,
     /// The session it was on last.
     pub session: Option<(Name, u64)>,
 }
@@ -59,10 +56,10 @@ impl<D: Dial> Ways<D> {
         self.states().any(|(_, state)| state.is_up())
     }
 
-    /// Whether one is up that need not be avoided.
+    /// Whether one is up besides these.
     #[must_use]
-    pub fn has_another(&self, avoid: &[Name]) -> bool {
-        self.states().any(|(bastion, state)| state.is_up() && !avoid.contains(bastion))
+    pub fn has_another(&self, tried: &[Name]) -> bool {
+        self.states().any(|(bastion, state)| state.is_up() && !tried.contains(bastion))
     }
 
     /// Whether every bastion refuses us: waiting for them helps no client.
@@ -94,33 +91,32 @@ impl<D: Dial> Ways<D> {
     /// Waits until a session of any bastion can take one more client, for as long as the caller likes, and says whose
     /// it is. The best bastion that is up is asked first. The future may be dropped at any time.
     pub async fn seat(&self, avoid: &Avoid) -> (Name, D::Seat) {
-        let ranked = self.ranked(&avoid.bastions);
-        let mut asked = FuturesUnordered::new();
-        let mut head_start = Duration::ZERO;
-        for (bastion, dial, up) in ranked {
-            asked.push(async move {
-                if !head_start.is_zero() {
-                    sleep(head_start).await;
+        loop {
+            let ranked = self.ranked(avoid);
+            for way in ranked.iter().filter(|way| way.up) {
+                if let Some(seat) = way.dial.seat_now(avoid.session_of(way.bastion)).await {
+                    return (way.bastion.clone(), seat);
                 }
-                (bastion.clone(), dial.seat(avoid.session_of(bastion)).await)
-            });
-            // Those that are down have no seat until they are up, and then it is wanted at once.
-            head_start += if up { HEAD_START } else { Duration::ZERO };
-        }
-        match asked.next().await {
-            Some(seat) => seat,
-            None => pending().await,
+            }
+            let names = |ranked: &[Ranked<'_, D>]| -> Vec<Name> {
+                ranked.iter().map(|way| way.bastion.clone()).collect()
+            };
+            let order = names(&ranked);
+            tokio::select! {
+                biased;
+                Some(seat) = wait_for_any(&ranked, avoid) => return seat,
+                // The best one may be another by then, or one that had to be left out.
+                () = self.wait_until(|ways| names(&ways.ranked(avoid)) != order) => {}
+            }
         }
     }
 
-    /// A place for a probe, through the best bastion that has one and is not to be avoided.
-    pub async fn probe_seat(&self, avoid: &[Name]) -> Option<(Name, D::Seat)> {
-        for (bastion, dial, up) in self.ranked(avoid) {
-            if up
-                && !avoid.contains(bastion)
-                && let Some(seat) = dial.probe_seat().await
-            {
-                return Some((bastion.clone(), seat));
+    /// A place for a probe, through the best bastion that has one, besides those that were tried.
+    pub async fn probe_seat(&self, tried: &[Name]) -> Option<(Name, D::Seat)> {
+        let avoid = Avoid { tried: tried.to_vec(), ..Avoid::default() };
+        for way in self.ranked(&avoid).into_iter().filter(|way| way.up && !tried.contains(way.bastion)) {
+            if let Some(seat) = way.dial.probe_seat().await {
+                return Some((way.bastion.clone(), seat));
             }
         }
         None
@@ -129,7 +125,8 @@ impl<D: Dial> Ways<D> {
     /// The bastion that the next client is placed on, if one is up.
     #[must_use]
     pub fn best(&self) -> Option<&Name> {
-        self.ranked(&[]).into_iter().find(|(_, _, up)| *up).map(|(bastion, _, _)| bastion)
+        let ranked = self.ranked(&Avoid::default());
+        ranked.into_iter().find(|way| way.up).map(|way| way.bastion)
     }
 
     /// Something that goes through this bastion failed.
@@ -137,20 +134,35 @@ impl<D: Dial> Ways<D> {
         self.0.iter().filter(|(name, _)| name == bastion).for_each(|(_, dial)| dial.doubt());
     }
 
-    fn ranked(&self, avoid: &[Name]) -> Vec<(&Name, &D, bool)> {
+    fn ranked(&self, avoid: &Avoid) -> Vec<Ranked<'_, D>> {
         let standing = |(bastion, state): (&Name, Arc<TunnelState>)| Standing {
             up: state.is_up(),
             wavering: state.wavering,
-            avoided: avoid.contains(bastion),
+            tried: avoid.tried.contains(bastion),
+            failing: avoid.failing.contains(bastion),
         };
         let standings: Vec<Standing> = self.states().map(standing).collect();
-        let ranked = rank(&standings).into_iter();
         let way = |index: usize| {
             let (bastion, dial) = self.0.get(index)?;
-            Some((bastion, dial, standings.get(index)?.up))
+            Some(Ranked { bastion, dial, up: standings.get(index)?.up })
         };
-        ranked.filter_map(way).collect()
+        rank(&standings).into_iter().filter_map(way).collect()
     }
+}
+
+struct Ranked<'a, D> {
+    bastion: &'a Name,
+    dial: &'a D,
+    up: bool,
+}
+
+/// The first seat that any of them has to give. None where there is nobody to ask.
+async fn wait_for_any<D: Dial>(ranked: &[Ranked<'_, D>], avoid: &Avoid) -> Option<(Name, D::Seat)> {
+    let mut asked: FuturesUnordered<_> = ranked
+        .iter()
+        .map(|way| async { (way.bastion.clone(), way.dial.seat(avoid.session_of(way.bastion)).await) })
+        .collect();
+    asked.next().await
 }
 
 #[cfg(test)]
@@ -184,9 +196,16 @@ mod tests {
         assert_eq!(placed(&ways, &Avoid::default()).await, "second");
         first.waver(false);
         assert_eq!(placed(&ways, &Avoid::default()).await, "first");
-        let avoid = Avoid { bastions: vec![name("first")], session: None };
-        assert_eq!(placed(&ways, &avoid).await, "second");
-        assert_eq!(ways.probe_seat(&avoid.bastions).await.map(|(bastion, _)| bastion), Some(name("second")));
+        for avoid in [
+            Avoid { tried: vec![name("first")], ..Avoid::default() },
+            Avoid { failing: vec![name("first")], ..Avoid::default() },
+            Avoid { tried: vec![name("first")], failing: vec![name("first"), name("second")], session: None },
+        ] {
+            assert_eq!(placed(&ways, &avoid).await, "second");
+        }
+        let tried = [name("first")];
+        assert_eq!(ways.probe_seat(&tried).await.map(|(bastion, _)| bastion), Some(name("second")));
+        assert!(ways.probe_seat(&[tried[0].clone(), name("second")]).await.is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -205,9 +224,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_whose_gates_are_all_shut_is_passed_by() {
         let (ways, first, _second) = ways([true, true]);
-        first.give_no_seats();
+        first.give_seats(false);
         let (bastion, seat) = ways.seat(&Avoid::default()).await;
         assert_eq!((bastion, seat.session()), (name("second"), 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_was_left_out_is_asked_once_the_others_are_down() {
+        let (ways, _first, second) = ways([true, true]);
+        second.give_seats(false);
+        let waiting = tokio::spawn({
+            let ways = ways.clone();
+            let avoid = Avoid { tried: vec![name("first")], ..Avoid::default() };
+            async move { ways.seat(&avoid).await.0.to_string() }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        second.set_up(false);
+        assert_eq!(waiting.await.unwrap(), "first");
     }
 
     #[tokio::test(start_paused = true)]

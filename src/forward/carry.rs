@@ -69,7 +69,7 @@ pub(super) async fn carry<D: Dial>(
     trial: &Trial,
     permit: Option<OwnedSemaphorePermit>,
 ) -> Carried {
-    let (plan, metrics) = (&trial.plan, &shared.metrics);
+    let metrics = &shared.metrics;
     let Ok(mut socket) = socket.move_here() else {
         if trial.first_time {
             metrics.connection(Outcome::OpenFailed);
@@ -94,12 +94,8 @@ pub(super) async fn carry<D: Dial>(
         metrics.connection(Outcome::Carried);
     }
     let meter = Meter::new(&entry.client, metrics, &first);
-    let bounds = pump::Bounds {
-        idle: plan.forward.idle_timeout,
-        stall: plan.forward.stall_timeout,
-        stop: shared.cut.clone(),
-    };
-    let ending = pump(&mut socket, &seat, &mut inbound, &mut outbound, first, &meter, &bounds).await;
+    let bounds = pump::Bounds { limits: shared.limits.subscribe(), stop: shared.cut.clone() };
+    let ending = pump(&mut socket, &seat, &mut inbound, &mut outbound, first, &meter, bounds).await;
     if let Ending::Again(first, failure) = ending {
         return Carried::Again(socket, first, failure);
     }

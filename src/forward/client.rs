@@ -50,6 +50,7 @@ pub(super) struct Client<D> {
 }
 
 /// A wait before the database is tried again.
+#[derive(Clone)]
 struct Pause {
     until: Instant,
     /// The bastions that failed; one that has connected somebody else meanwhile ends it.
@@ -145,7 +146,7 @@ impl<D: Dial> Client<D> {
             // It was connected, and has to begin anew.
             (self.carried, self.waits_since) = (true, Instant::now());
             (self.failed_opens, self.last_open, self.rounds) = (0, None, 0);
-            self.avoid.bastions.clear();
+            self.avoid.tried.clear();
             return;
         }
         let ways = &self.route.ways;
@@ -154,13 +155,13 @@ impl<D: Dial> Client<D> {
         if by_session {
             ways.doubt(&bastion);
         }
-        self.avoid.bastions.push(bastion.clone());
-        let elsewhere = ways.has_another(&self.avoid.bastions) || (by_session && self.failed_opens == 0);
+        self.avoid.tried.push(bastion.clone());
+        let elsewhere = ways.has_another(&self.avoid.tried) || (by_session && self.failed_opens == 0);
         if !elsewhere {
             self.rounds += 1;
             // Those who failed together shall not come back together.
             let wait = OPEN_AGAIN.ceiling(self.rounds).mul_f64(0.75 + 0.25 * rand::random::<f64>());
-            let failed = std::mem::take(&mut self.avoid.bastions);
+            let failed = std::mem::take(&mut self.avoid.tried);
             self.pause = Some(Pause { until: Instant::now() + wait, failed });
         }
         self.failed_opens += 1;
@@ -172,52 +173,67 @@ impl<D: Dial> Client<D> {
         if self.failed_opens > 0 && self.first.ended && !self.carried {
             return Err(Unserved::Gone);
         }
+        let mut held_at = None;
+        let waited = self.wait_or_hold(&mut held_at).await;
+        self.entry.set_held(false);
+        if let Some(held_at) = held_at {
+            self.shared.metrics.hold.observe(Instant::now() - held_at);
+        }
+        if let Ok(turn) = &waited {
+            self.pause = None;
+            self.shared.reach.trying(&turn.bastion);
+        }
+        waited
+    }
+
+    /// `held_at` is when it had to be held first.
+    async fn wait_or_hold(&mut self, held_at: &mut Option<Instant>) -> Result<Turn<D::Seat>, Unserved> {
         loop {
             self.route = Arc::clone(&self.changes.borrow_and_update());
-            if let Some(turn) = self.wait_on_route().await? {
+            let forward = &self.route.plan.forward;
+            let (hold_max, until) = (forward.hold_max, self.waits_since + forward.hold_timeout);
+            if self.failed_opens > 0 && Instant::now() >= until {
+                return Err(Unserved::InVain);
+            }
+            let mut turn = self.take_turn();
+            if held_at.is_none() {
+                if let Ok(turn) = timeout(AT_ONCE, &mut turn).await {
+                    return Ok(turn);
+                }
+                let held_already = self.shared.state.borrow().clients.held();
+                if held_already >= hold_max {
+                    return Err(Unserved::HoldFull(held_already));
+                }
+                *held_at = Some(Instant::now());
+                self.entry.set_held(true);
+            }
+            if let Some(turn) = self.hold(turn, until).await? {
                 return Ok(turn);
             }
         }
     }
 
-    /// None once there is a new configuration to wait with.
-    async fn wait_on_route(&mut self) -> Result<Option<Turn<D::Seat>>, Unserved> {
-        let forward = &self.route.plan.forward;
-        let (hold_max, until) = (forward.hold_max, self.waits_since + forward.hold_timeout);
-        if self.failed_opens > 0 && Instant::now() >= until {
-            return Err(Unserved::InVain);
-        }
-        let mut turn = self.take_turn();
-        if let Ok(turn) = timeout(AT_ONCE, &mut turn).await {
-            return Ok(Some(turn));
-        }
-        let held_already = self.shared.state.borrow().clients.held();
-        if held_already >= hold_max {
-            return Err(Unserved::HoldFull(held_already));
-        }
-        let held_at = Instant::now();
-        self.entry.set_held(true);
-        let waited = self.hold(turn, until).await;
-        self.entry.set_held(false);
-        self.shared.metrics.hold.observe(held_at.elapsed());
-        waited
-    }
-
-    fn take_turn(&mut self) -> Pin<Box<dyn Future<Output = Turn<D::Seat>> + Send>> {
+    fn take_turn(&self) -> Pin<Box<dyn Future<Output = Turn<D::Seat>> + Send>> {
         let (shared, route) = (Arc::clone(&self.shared), Arc::clone(&self.route));
-        let (pause, mut avoid) = (self.pause.take(), self.avoid.clone());
+        let (pause, mut avoid) = (self.pause.clone(), self.avoid.clone());
         Box::pin(async move {
             if let Some(Pause { until, failed }) = pause {
                 // Whoever is connected meanwhile proves that waiting is over.
                 let _ = timeout_at(until, shared.reach.recovery(&failed)).await;
             }
             let permit = shared.reach.turn(&route.ways).await;
-            avoid.bastions.extend(shared.reach.avoid());
-            let (bastion, seat) = route.ways.seat(&avoid).await;
-            Turn { bastion, seat, permit }
+            loop {
+                avoid.failing = shared.reach.failing();
+                // What has failed may be well again by the time that the others have no seat.
+                if let Ok((bastion, seat)) = timeout(OPEN_AGAIN.max, route.ways.seat(&avoid)).await {
+                    return Turn { bastion, seat, permit };
+                }
+                avoid.tried.clear();
+            }
         })
     }
 
+    /// None once there is a new configuration to wait with.
     async fn hold<T>(
         &mut self,
         mut turn: Pin<Box<dyn Future<Output = T> + Send>>,
@@ -258,7 +274,8 @@ impl<D: Dial> Client<D> {
             }
             Unserved::Stopping => {
                 let text = format!(
-                    "tunnelkeeper: database \"{database}\" cannot be reached: the daemon is stopping"
+                    "tunnelkeeper: database \"{database}\" cannot be reached: the daemon is stopping, or has no such \
+                     database any more"
                 );
                 (Outcome::HoldTimeout, text)
             }

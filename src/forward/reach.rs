@@ -2,7 +2,7 @@
 //! it may be tried again. Clients learn from each other here; each one's own course is [`super::client`]'s.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -53,6 +53,8 @@ impl Reach {
         tokio::select! {
             biased;
             _ = state.wait_for(|state| !swallows(state)) => None,
+            // A bastion that comes up may do better.
+            () = ways.wait_until(|_| !swallows(&self.state.borrow())) => None,
             turn = Arc::clone(&self.trials).acquire_owned() => turn.ok(),
         }
     }
@@ -65,20 +67,34 @@ impl Reach {
             state.wait_for(|state| tried.iter().any(|bastion| !state.failing.contains_key(bastion))).await;
     }
 
-    /// The bastions that one more client shall pass by where it can: they have failed others, and it is nobody's turn
-    /// to try them again.
-    pub(super) fn avoid(&self) -> Vec<Name> {
-        let mut again_at = self.again_at.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The bastions that have failed others, except where it is time that somebody tries one again.
+    pub(super) fn failing(&self) -> Vec<Name> {
         let now = Instant::now();
-        let mut avoid = Vec::new();
-        for (bastion, at) in again_at.iter_mut() {
-            if now < *at {
-                avoid.push(bastion.clone());
-            } else {
-                *at = now + TRY_AGAIN_AFTER;
-            }
+        let again_at = self.lock();
+        again_at.iter().filter(|(_, at)| now < **at).map(|(bastion, _)| bastion.clone()).collect()
+    }
+
+    /// A client is about to be connected through this bastion: where it has failed others, the rest need not try it for
+    /// a while.
+    pub(super) fn trying(&self, bastion: &Name) {
+        if let Some(at) = self.lock().get_mut(bastion) {
+            *at = Instant::now() + TRY_AGAIN_AFTER;
         }
-        avoid
+    }
+
+    /// The configuration has changed: what is known of bastions that it does not name any more is forgotten, and
+    /// everything where it is another database.
+    pub(super) fn forget(&self, except: impl Fn(&Name) -> bool) {
+        self.lock().retain(|bastion, _| except(bastion));
+        self.state.send_if_modified(|state| {
+            let before = state.failing.len();
+            state.failing.retain(|bastion, _| except(bastion));
+            state.failing.len() != before
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Name, Instant>> {
+        self.again_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why clients are not connected at the moment, where they are not.
@@ -95,9 +111,7 @@ impl Reach {
         if failure.cause == Cause::ChannelSessionLost {
             return;
         }
-        let mut again_at = self.again_at.lock().unwrap_or_else(PoisonError::into_inner);
-        again_at.insert(bastion.clone(), Instant::now() + TRY_AGAIN_AFTER);
-        drop(again_at);
+        self.lock().insert(bastion.clone(), Instant::now() + TRY_AGAIN_AFTER);
         let mut news = false;
         self.state.send_modify(|state| {
             news = state.failing.insert(bastion.clone(), failure.cause) != Some(failure.cause);
@@ -111,7 +125,7 @@ impl Reach {
                 reason = failure.cause.reason(),
                 detail = failure.detail(),
                 hint = failure.hint(),
-                "clients cannot be connected to the database"
+                "clients cannot be connected to the database through this bastion"
             );
         }
     }
@@ -120,8 +134,8 @@ impl Reach {
     pub(super) fn succeeded(&self, bastion: &Name) {
         let recovered = self.state.send_if_modified(|state| state.failing.remove(bastion).is_some());
         if recovered {
-            self.again_at.lock().unwrap_or_else(PoisonError::into_inner).remove(bastion);
-            info!(database = %self.database, %bastion, "clients are connected again");
+            self.lock().remove(bastion);
+            info!(database = %self.database, %bastion, "clients are connected through this bastion again");
         }
     }
 }
@@ -138,13 +152,19 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let metrics = Arc::new(metrics.database(&Name::parse("analytics").unwrap(), one));
         let reach = Reach::new(Name::parse("analytics").unwrap(), metrics, watch::Sender::default());
-        assert!(reach.avoid().is_empty());
+        assert!(reach.failing().is_empty());
         reach.failed(&bastion, &Failure::new(Cause::ChannelProhibited, "no"));
-        assert_eq!(reach.avoid(), one);
+        assert_eq!(reach.failing(), one);
         tokio::time::advance(TRY_AGAIN_AFTER).await;
-        assert!(reach.avoid().is_empty(), "it is somebody's turn");
-        assert_eq!(reach.avoid(), one, "and nobody else's");
+        assert!(reach.failing().is_empty(), "it is somebody's turn");
+        reach.trying(&bastion);
+        assert_eq!(reach.failing(), one, "and nobody else's");
+        reach.forget(|name| *name == bastion);
+        assert_eq!(reach.failing(), one);
+        reach.forget(|_| false);
+        assert!(reach.failing().is_empty() && reach.current_failure().is_none());
+        reach.failed(&bastion, &Failure::new(Cause::ChannelProhibited, "no"));
         reach.succeeded(&bastion);
-        assert!(reach.avoid().is_empty() && reach.current_failure().is_none());
+        assert!(reach.failing().is_empty() && reach.current_failure().is_none());
     }
 }

@@ -1,3 +1,5 @@
+mod several;
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -68,6 +70,7 @@ struct Case {
     dial: FakeDial,
     /// The second bastion's, which is down unless a test has it up.
     second: FakeDial,
+    changes: watch::Sender<Arc<Route<FakeDial>>>,
     state: watch::Receiver<ForwardState>,
     metrics: Metrics,
     claims: watch::Sender<Vec<Arc<Claim>>>,
@@ -89,7 +92,7 @@ impl Case {
         let second = FakeDial::new(false);
         let dials = [dial.clone(), second.clone()];
         let ways = Ways::new(plan.bastions.iter().cloned().zip(dials).collect());
-        let (_, route) = watch::channel(Arc::new(Route { plan: Arc::clone(&plan), ways }));
+        let (changes, route) = watch::channel(Arc::new(Route { plan: Arc::clone(&plan), ways }));
         let (claims, staked) = watch::channel(Claims::default().stake(&plan.forward.listen).unwrap());
         let (state, unit) = new(Parts {
             claims: staked,
@@ -101,7 +104,14 @@ impl Case {
             cut: cut.clone(),
         });
         let life = tokio::spawn(async move { unit.run().await });
-        Self { dial, second, state, metrics, claims, drain, cut, life }
+        Self { dial, second, changes, state, metrics, claims, drain, cut, life }
+    }
+
+    /// Another configuration.
+    fn change(&self, change: impl FnOnce(&mut DatabasePlan)) {
+        let Route { mut plan, ways } = Route::clone(&self.changes.borrow());
+        change(Arc::make_mut(&mut plan));
+        self.changes.send_replace(Arc::new(Route { plan, ways }));
     }
 
     async fn connect(&self) -> TcpStream {
@@ -352,54 +362,27 @@ async fn a_database_that_is_not_reached_is_tried_again_until_the_hold_ends() {
 }
 
 #[tokio::test]
-async fn a_client_that_one_bastion_cannot_connect_goes_through_the_next() {
-    let case = Case::behind(&["prod", "spare"], true, usual());
-    case.second.set_up(true);
-    case.dial.refuse(Failure::new(Cause::ChannelProhibited, "no"));
-    let mut far = case.second.answer();
-    let mut client = case.connect().await;
-    begin(&mut client, &mut far).await;
-    let seat = case.state.borrow().clients.list()[0].seat();
-    assert_eq!(seat.unwrap().0.as_str(), "spare");
-    // The next one does not even try.
-    let mut far = case.second.answer();
-    begin(&mut case.connect().await, &mut far).await;
-    let failed = |bastion: &str| {
-        let labels = format!("bastion=\"{bastion}\",database=\"analytics\",reason=\"prohibited\"");
-        case.counted(&format!("channel_failures_total{{{labels}}}"))
-    };
-    assert_eq!((failed("prod"), failed("spare")), ("1".to_owned(), "0".to_owned()));
-    let state = case.state.borrow().clone();
-    assert_eq!(state.failing.into_iter().next().unwrap().1, Cause::ChannelProhibited);
-}
-
-#[tokio::test]
-async fn a_held_client_takes_the_first_bastion_that_comes_and_hears_of_all() {
-    let forward = ForwardPlan { hold_timeout: Duration::from_secs(1), ..usual() };
-    let case = Case::behind(&["prod", "spare"], false, forward);
-    assert!(case.state.borrow().uptime.since().is_none());
-    let mut far = case.second.answer();
-    let mut first = case.connect().await;
+async fn a_held_client_stays_held_through_a_change_that_lowers_the_limits() {
+    let case = Case::new(false, ForwardPlan { hold_max: 1, ..usual() });
+    let _client = case.connect().await;
     case.held(1).await;
-    case.second.set_up(true);
-    begin(&mut first, &mut far).await;
-    eventually(|| case.state.borrow().uptime.since().is_some()).await;
-    case.second.set_up(false);
-    case.dial.publish(TunnelState { refusing: true, ..TunnelState::default() });
+    case.change(|plan| plan.forward.hold_max = 0);
     let mut second = case.connect().await;
     second.write_all(STARTUP).await.unwrap();
     let (_, text) = fatal_text(&rest(&mut second).await.unwrap());
-    assert!(
-        text.contains("bastion \"prod\" is down") && text.contains("bastion \"spare\" is down"),
-        "{text}"
-    );
-    case.outcome("hold_timeout").await;
+    assert!(text.contains("(hold.max)"), "{text}");
+    case.held(1).await;
 }
 
-fn up() -> crate::state::Uptime {
-    let mut uptime = crate::state::Uptime::default();
-    uptime.set(true, now());
-    uptime
+#[tokio::test]
+async fn an_idle_client_is_ended_by_a_limit_that_comes_later() {
+    let case = Case::new(true, usual());
+    let mut far = case.dial.answer();
+    let mut client = case.connect().await;
+    begin(&mut client, &mut far).await;
+    case.change(|plan| plan.forward.idle_timeout = Some(Duration::from_millis(50)));
+    let (code, text) = fatal_text(&rest(&mut client).await.unwrap());
+    assert!(code == "57P05" && text.contains("client idle"), "{code} {text}");
 }
 
 #[tokio::test]
@@ -448,4 +431,9 @@ async fn results_are_whole_when_the_database_closes_first() {
     client.write_all(b"X\0\0\0\x04").await.unwrap();
     sleep(Duration::from_millis(100)).await;
     assert_eq!(rest(&mut client).await.unwrap().len(), big.len());
+}
+fn up() -> crate::state::Uptime {
+    let mut uptime = crate::state::Uptime::default();
+    uptime.set(true, now());
+    uptime
 }

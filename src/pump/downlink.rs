@@ -84,6 +84,11 @@ where
         }
     }
 
+    /// From now on a client may not read for so long.
+    pub(super) fn set_stall(&mut self, stall: Duration) {
+        self.stall = stall;
+    }
+
     /// The database's end of data has been passed on.
     pub(super) fn has_ended(&self) -> bool {
         self.shut

@@ -58,7 +58,8 @@ fn carry(first: FirstBytes, idle: Option<Duration>) -> Carried {
     let dial = FakeDial::new(true);
     let seat = dial.seat_now();
     let stop = CancellationToken::new();
-    let bounds = Bounds { idle, stall: Duration::from_secs(60), stop: stop.clone() };
+    let (_, limits) = watch::channel(Limits { idle, stall: Duration::from_secs(60) });
+    let bounds = Bounds { limits, stop: stop.clone() };
     let now = Moment { instant: std::time::Instant::now(), wall: SystemTime::now() };
     let state = Arc::new(ClientState::new(1, Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))), now));
     let name = |text| Name::parse(text).unwrap();
@@ -67,7 +68,7 @@ fn carry(first: FirstBytes, idle: Option<Duration>) -> Carried {
         let state = Arc::clone(&state);
         async move {
             let meter = Meter::new(&state, &metrics, &first);
-            pump(&mut local, &seat, &mut inbound, &mut outbound, first, &meter, &bounds).await
+            pump(&mut local, &seat, &mut inbound, &mut outbound, first, &meter, bounds).await
         }
     });
     Carried { client, far, dial, stop, ending, state }

@@ -180,6 +180,15 @@ impl Pool {
         }
     }
 
+    /// One that does not wait: it is placed at once, or forgotten.
+    pub(super) fn ask_for_seat_now(&mut self, client: Waiting) {
+        if self.waiting.is_empty() && !self.leaving {
+            self.waiting.push_back(client);
+            self.place_waiting();
+            self.waiting.clear();
+        }
+    }
+
     /// A place on a session whose gate is open, for a probe.
     pub(super) fn probe_seat(&self) -> Option<Seat> {
         let candidates = self.candidates();

@@ -310,7 +310,7 @@ fn channel_says(daemon: &Daemon, reason: &str, detail: &str) {
     assert!(daemon.metric(&series) >= 1.0);
     let failure = daemon.database("analytics")["last_failure"].clone();
     assert_eq!((&failure["phase"], &failure["reason"]), (&"channel".into(), &reason.into()));
-    let event = daemon.wait_event("clients cannot be connected to the database");
+    let event = daemon.wait_event("clients cannot be connected to the database through this bastion");
     assert_eq!((&event["reason"], &event["bastion"]), (&reason.into(), &"prod".into()), "{event}");
 }
 
