@@ -64,10 +64,8 @@ impl Unit {
             let look_at = known.certificate.look(&self.bastion);
             state.certificate = known.certificate.term().cloned();
             self.publish.send_replace(Arc::new(state));
-            // A tunnel that is gone says no more; who is behind is told anew then.
-            let news = behind.iter_mut().map(|tunnel| Box::pin(said(&mut tunnel.state)));
             tokio::select! {
-                _ = select_all(news), if !states.is_empty() => {}
+                () = any_said(&mut behind) => {}
                 () = said(&mut changes) => {}
                 () = at(look_at) => {}
             }
@@ -81,6 +79,16 @@ async fn at(time: Option<Instant>) {
         Some(time) => sleep_until(time).await,
         None => std::future::pending().await,
     }
+}
+
+/// Waits for a change of one of the tunnels, for ever where none can come. A tunnel that is gone says no more; who is
+/// behind is told anew then.
+async fn any_said(behind: &mut [Behind]) {
+    // Of no futures none can be selected.
+    if behind.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    select_all(behind.iter_mut().map(|tunnel| Box::pin(said(&mut tunnel.state)))).await;
 }
 
 /// Waits for a change, for ever where none can come.
@@ -197,11 +205,14 @@ mod tests {
     #[tokio::test]
     async fn it_is_up_while_one_of_those_behind_it_is() {
         let (tell, inner) = watch::channel(Arc::<TunnelState>::default());
-        let behind = vec![Behind { bastion: name("inner"), state: inner }];
-        let (_behind, changes) = watch::channel(behind);
+        let (behind, changes) = watch::channel(Vec::new());
         let stop = CancellationToken::new();
         let (mut state, unit) = new(name("outer"), changes, stop.clone());
         let life = tokio::spawn(async move { unit.run().await });
+        // At first nobody is behind it.
+        state.changed().await.unwrap();
+        assert!(!state.borrow_and_update().is_up() && !life.is_finished());
+        behind.send_replace(vec![Behind { bastion: name("inner"), state: inner }]);
         let established = session(SessionPhase::Established, &["outermost", "outer"]);
         let load = Arc::clone(&established.jumps[1].load);
         tell.send_replace(Arc::new(TunnelState { sessions: vec![established], ..TunnelState::default() }));
