@@ -121,6 +121,7 @@ impl Supervisor {
         self.apply_databases(plan, &mut claims);
         self.remove_databases(plan);
         self.remove_bastions(plan);
+        self.tell_jumps();
     }
 
     /// Dials every bastion that waits for its next attempt.

@@ -63,42 +63,48 @@ impl RunningBastion {
 
 impl Supervisor {
     pub(super) fn apply_bastions(&mut self, plan: &Plan) {
-        for bastion in &plan.bastions {
-            let jumps = plan.jumps(bastion);
-            let hop = |plan: &Arc<BastionPlan>| Hop {
-                plan: Arc::clone(plan),
-                metrics: self.parts.bastion_metrics(plan),
-            };
-            let hops: Arc<[Hop]> = jumps.iter().map(hop).collect();
-            let metrics = self.parts.bastion_metrics(bastion);
-            let is_tunnel = !plan.is_only_jump(&bastion.name);
-            let before = self.bastions.remove(&bastion.name);
-            let part = match before {
-                Some(before) if matches!(before.part, Part::Tunnel(_)) == is_tunnel => {
-                    if before.plan != *bastion || before.jumps != jumps {
-                        info!(bastion = %bastion.name, "the bastion's configuration has changed");
-                        if let Part::Tunnel(tunnel) = &before.part {
-                            tunnel.change(Arc::clone(bastion), hops);
-                        }
-                    }
-                    before.part
-                }
-                before => {
-                    if let Some(before) = before {
-                        before.leave();
-                    }
-                    if is_tunnel {
-                        Part::Tunnel(self.start_tunnel(bastion, hops, &metrics))
-                    } else {
-                        self.start_jump(bastion, &metrics)
-                    }
-                }
-            };
-            let running = RunningBastion { plan: Arc::clone(bastion), jumps, part };
-            self.parts.board.put_tunnel(Arc::clone(bastion), running.state());
-            self.bastions.insert(bastion.name.clone(), running);
+        let is_jump = |bastion: &&Arc<BastionPlan>| plan.is_only_jump(&bastion.name);
+        // Whoever is only gone through tells of the others, so these come first.
+        for bastion in plan.bastions.iter().filter(|bastion| !is_jump(bastion)) {
+            self.apply_bastion(plan, bastion, false);
         }
-        self.tell_jumps();
+        for bastion in plan.bastions.iter().filter(is_jump) {
+            self.apply_bastion(plan, bastion, true);
+        }
+    }
+
+    fn apply_bastion(&mut self, plan: &Plan, bastion: &Arc<BastionPlan>, is_jump: bool) {
+        let jumps = plan.jumps(bastion);
+        let hop = |plan: &Arc<BastionPlan>| Hop {
+            plan: Arc::clone(plan),
+            metrics: self.parts.bastion_metrics(plan),
+        };
+        let hops: Arc<[Hop]> = jumps.iter().map(hop).collect();
+        let metrics = self.parts.bastion_metrics(bastion);
+        let part = match self.bastions.remove(&bastion.name) {
+            Some(before) if matches!(before.part, Part::Jump { .. }) == is_jump => {
+                if before.plan != *bastion || before.jumps != jumps {
+                    info!(bastion = %bastion.name, "the bastion's configuration has changed");
+                    if let Part::Tunnel(tunnel) = &before.part {
+                        tunnel.change(Arc::clone(bastion), hops);
+                    }
+                }
+                before.part
+            }
+            before => {
+                if let Some(before) = before {
+                    before.leave();
+                }
+                if is_jump {
+                    self.start_jump(bastion, &metrics)
+                } else {
+                    Part::Tunnel(self.start_tunnel(bastion, hops, &metrics))
+                }
+            }
+        };
+        let running = RunningBastion { plan: Arc::clone(bastion), jumps, part };
+        self.parts.board.put_tunnel(Arc::clone(bastion), running.state());
+        self.bastions.insert(bastion.name.clone(), running);
     }
 
     /// The tunnels of a database's bastions.
@@ -142,7 +148,7 @@ impl Supervisor {
     }
 
     fn start_jump(&mut self, plan: &Arc<BastionPlan>, metrics: &Arc<BastionMetrics>) -> Part {
-        let (behind, changes) = watch::channel(Vec::new());
+        let (behind, changes) = watch::channel(self.behind(&plan.name));
         let stop = self.stop.child_token();
         let (state, unit) = jump::new(plan.name.clone(), changes, stop.clone());
         let life = keep(format!("jump {}", plan.name), unit);
@@ -151,19 +157,32 @@ impl Supervisor {
         Part::Jump { state, behind, stop }
     }
 
-    /// Tells those that are only gone through who goes through them.
-    fn tell_jumps(&self) {
+    /// Tells those that are only gone through who goes through them, and who did and may still have sessions that do.
+    pub(super) fn tell_jumps(&self) {
         for (name, running) in &self.bastions {
             let Part::Jump { behind, .. } = &running.part else { continue };
-            let goes_through = |other: &&RunningBastion| other.jumps.iter().any(|jump| jump.name == *name);
-            let tunnels = self.bastions.values().filter(goes_through).filter_map(|other| match &other.part {
-                Part::Tunnel(tunnel) => {
-                    Some(Behind { bastion: other.plan.name.clone(), state: tunnel.state() })
+            behind.send_modify(|behind| {
+                let before = std::mem::replace(behind, self.behind(name));
+                for tunnel in before.into_iter().filter(Behind::lives) {
+                    if !behind.iter().any(|other| other.state.same_channel(&tunnel.state)) {
+                        behind.push(Behind { former: true, ..tunnel });
+                    }
                 }
-                Part::Jump { .. } => None,
             });
-            behind.send_replace(tunnels.collect());
         }
+    }
+
+    /// The tunnels that go through a bastion.
+    fn behind(&self, jump: &Name) -> Vec<Behind> {
+        let goes_through = |other: &&RunningBastion| other.jumps.iter().any(|other| other.name == *jump);
+        let behind = |other: &RunningBastion| match &other.part {
+            Part::Tunnel(tunnel) => {
+                let bastion = other.plan.name.clone();
+                Some(Behind { bastion, state: tunnel.state(), former: false })
+            }
+            Part::Jump { .. } => None,
+        };
+        self.bastions.values().filter(goes_through).filter_map(behind).collect()
     }
 }
 

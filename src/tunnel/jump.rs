@@ -21,6 +21,16 @@ pub struct Behind {
     pub bastion: Name,
     /// Its tunnel's state.
     pub state: watch::Receiver<Arc<TunnelState>>,
+    /// It makes no more sessions this way; those it has count until they have ended.
+    pub former: bool,
+}
+
+impl Behind {
+    /// Whether the tunnel still says something.
+    #[must_use]
+    pub fn lives(&self) -> bool {
+        self.state.has_changed().is_ok()
+    }
 }
 
 /// What tells of the bastion.
@@ -56,21 +66,44 @@ impl Unit {
         let mut known = Known::default();
         loop {
             let mut behind = changes.borrow_and_update().clone();
-            let states: Vec<(Name, Arc<TunnelState>)> = behind
-                .iter_mut()
-                .map(|tunnel| (tunnel.bastion.clone(), Arc::clone(&tunnel.state.borrow_and_update())))
-                .collect();
-            let mut state = known.view(&self.bastion, &self.publish.borrow(), &states);
+            // A tunnel that is gone has no sessions, whatever it said last.
+            behind.retain(Behind::lives);
+            let mut state = known.view(&self.bastion, &self.publish.borrow(), &said(&mut behind));
             let look_at = known.certificate.look(&self.bastion);
             state.certificate = known.certificate.term().cloned();
             self.publish.send_replace(Arc::new(state));
             tokio::select! {
-                () = any_said(&mut behind) => {}
-                () = said(&mut changes) => {}
+                () = news(&mut behind) => {}
+                () = change(&mut changes) => {}
                 () = at(look_at) => {}
             }
         }
     }
+}
+
+/// What a tunnel has said.
+struct Said {
+    bastion: Name,
+    tunnel: Arc<TunnelState>,
+    former: bool,
+}
+
+fn said(behind: &mut [Behind]) -> Vec<Said> {
+    let said = |Behind { bastion, state, former }: &mut Behind| Said {
+        bastion: bastion.clone(),
+        tunnel: Arc::clone(&state.borrow_and_update()),
+        former: *former,
+    };
+    behind.iter_mut().map(said).collect()
+}
+
+/// Waits until a tunnel says something or is gone, for ever if there is none.
+async fn news(behind: &mut [Behind]) {
+    if behind.is_empty() {
+        return std::future::pending().await;
+    }
+    // Either way everything is looked at anew.
+    let _ = select_all(behind.iter_mut().map(|tunnel| Box::pin(tunnel.state.changed()))).await;
 }
 
 /// Waits until then, for ever if that is never.
@@ -81,18 +114,8 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// Waits for a change of one of the tunnels, for ever where none can come. A tunnel that is gone says no more; who is
-/// behind is told anew then.
-async fn any_said(behind: &mut [Behind]) {
-    // Of no futures none can be selected.
-    if behind.is_empty() {
-        std::future::pending::<()>().await;
-    }
-    select_all(behind.iter_mut().map(|tunnel| Box::pin(said(&mut tunnel.state)))).await;
-}
-
 /// Waits for a change, for ever where none can come.
-async fn said<T>(receiver: &mut watch::Receiver<T>) {
+async fn change<T>(receiver: &mut watch::Receiver<T>) {
     if receiver.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -108,12 +131,7 @@ struct Known {
 
 impl Known {
     /// What the tunnels behind say of the bastion.
-    fn view(
-        &mut self,
-        bastion: &Name,
-        before: &TunnelState,
-        behind: &[(Name, Arc<TunnelState>)],
-    ) -> TunnelState {
+    fn view(&mut self, bastion: &Name, before: &TunnelState, behind: &[Said]) -> TunnelState {
         let at = now();
         let mut state = TunnelState {
             sessions: self.sessions(bastion, behind),
@@ -121,13 +139,16 @@ impl Known {
             down_since: before.down_since,
             ..TunnelState::default()
         };
-        let up = state.sessions.iter().any(|session| session.phase == SessionPhase::Established);
+        // One that only finishes its clients still goes through.
+        let serves = [SessionPhase::Established, SessionPhase::Retiring];
+        let up = state.sessions.iter().any(|session| serves.contains(&session.phase));
         state.uptime.set(up, at);
         state.down_since = if up { None } else { Some(before.down_since.unwrap_or(at)) };
         if let Some(newest) = state.sessions.iter().max_by_key(|session| session.id) {
             self.certificate.note(newest.certificate.clone());
         }
-        let troubles = behind.iter().filter_map(|(_, tunnel)| Some((tunnel, tunnel.jumps.get(bastion)?)));
+        let current = || behind.iter().filter(|said| !said.former);
+        let troubles = current().filter_map(|said| Some((&said.tunnel, said.tunnel.jumps.get(bastion)?)));
         let own = troubles.max_by_key(|(_, trouble)| trouble.incident.last.instant);
         if let Some((tunnel, trouble)) = own {
             state.last_failure = Some(trouble.incident.clone());
@@ -137,13 +158,13 @@ impl Known {
             }
             (state.refusing, state.next_attempt) = (tunnel.refusing, tunnel.next_attempt);
         } else {
-            state.last_failure = of_those_behind(behind).or_else(|| before.last_failure.clone());
+            state.last_failure = of_those_behind(current()).or_else(|| before.last_failure.clone());
         }
         state
     }
 
-    fn sessions(&mut self, bastion: &Name, behind: &[(Name, Arc<TunnelState>)]) -> Vec<SessionState> {
-        let inner = behind.iter().flat_map(|(_, tunnel)| &tunnel.sessions);
+    fn sessions(&mut self, bastion: &Name, behind: &[Said]) -> Vec<SessionState> {
+        let inner = behind.iter().flat_map(|said| &said.tunnel.sessions);
         let through = inner.flat_map(|session| session.jumps.iter().map(move |jump| (session.phase, jump)));
         let ours = through.filter(|(_, jump)| jump.bastion == *bastion);
         let sessions = ours.map(|(phase, jump)| SessionState {
@@ -172,8 +193,8 @@ impl Known {
 }
 
 /// Where the bastion itself did not fail anybody, it is down since those behind it are.
-fn of_those_behind(behind: &[(Name, Arc<TunnelState>)]) -> Option<Incident> {
-    let failures = behind.iter().filter_map(|(name, tunnel)| Some((name, tunnel.last_failure.as_ref()?)));
+fn of_those_behind<'a>(behind: impl Iterator<Item = &'a Said>) -> Option<Incident> {
+    let failures = behind.filter_map(|said| Some((&said.bastion, said.tunnel.last_failure.as_ref()?)));
     let (name, incident) = failures.max_by_key(|(_, incident)| incident.last.instant)?;
     let failure: Failure = incident.failure.clone().at(&format!("behind it, at bastion \"{name}\""));
     Some(Incident { failure, ..incident.clone() })
@@ -212,7 +233,7 @@ mod tests {
         // At first nobody is behind it.
         state.changed().await.unwrap();
         assert!(!state.borrow_and_update().is_up() && !life.is_finished());
-        behind.send_replace(vec![Behind { bastion: name("inner"), state: inner }]);
+        behind.send_replace(vec![Behind { bastion: name("inner"), state: inner, former: false }]);
         let established = session(SessionPhase::Established, &["outermost", "outer"]);
         let load = Arc::clone(&established.jumps[1].load);
         tell.send_replace(Arc::new(TunnelState { sessions: vec![established], ..TunnelState::default() }));
@@ -242,6 +263,30 @@ mod tests {
         let seen = state.wait_for(|state| !state.refusing).await.unwrap().clone();
         let detail = seen.last_failure.as_ref().unwrap().failure.detail().to_owned();
         assert_eq!(detail, "behind it, at bastion \"inner\": nobody listens");
+        stop.cancel();
+        life.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_was_behind_it_counts_until_its_last_session_has_ended() {
+        let (tell, leaving) = watch::channel(Arc::<TunnelState>::default());
+        let state = TunnelState {
+            sessions: vec![session(SessionPhase::Retiring, &["outer"])],
+            ..TunnelState::default()
+        };
+        let mut incident = None;
+        Incident::record(&mut incident, Failure::new(Cause::TcpRefused, "long ago"), now());
+        tell.send_replace(Arc::new(TunnelState { last_failure: incident, ..state }));
+        let former = Behind { bastion: name("leaving"), state: leaving, former: true };
+        let (_behind, changes) = watch::channel(vec![former]);
+        let stop = CancellationToken::new();
+        let (mut state, unit) = new(name("outer"), changes, stop.clone());
+        let life = tokio::spawn(async move { unit.run().await });
+        let seen = state.wait_for(|state| state.is_up()).await.unwrap().clone();
+        assert_eq!((seen.sessions.len(), &seen.last_failure), (1, &None));
+        drop(tell);
+        let seen = state.wait_for(|state| !state.is_up()).await.unwrap().clone();
+        assert!(seen.sessions.is_empty());
         stop.cancel();
         life.await.unwrap();
     }
