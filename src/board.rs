@@ -208,6 +208,7 @@ fn database(unit: &DatabaseUnit, up: bool, now: Instant) -> Database {
         bastions: plan.bastions.iter().map(ToString::to_string).collect(),
         listen: forward.listening.iter().map(ToString::to_string).collect(),
         up,
+        accepting: forward.accepting,
         uptime_seconds: forward.uptime.total(now).as_secs_f64(),
         clients_active: clients.len() - held,
         clients_held: held,

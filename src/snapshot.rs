@@ -217,6 +217,9 @@ pub struct Database {
     pub listen: Vec<String>,
     /// A tunnel for it is up.
     pub up: bool,
+    /// It takes new clients. It does not once it is removed, while the clients that it has finish.
+    #[serde(default = "yes")]
+    pub accepting: bool,
     pub uptime_seconds: f64,
     pub clients_active: usize,
     pub clients_held: usize,
@@ -230,6 +233,11 @@ pub struct Database {
     pub sslmode: Option<String>,
     /// The roots that it verifies with, as libpq says it: a file, or `system`. None where it does not verify.
     pub sslrootcert: Option<String>,
+}
+
+/// What earlier versions did not say was so.
+fn yes() -> bool {
+    true
 }
 
 impl Database {

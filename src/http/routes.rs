@@ -123,12 +123,17 @@ fn failing_checks(snapshot: &Snapshot, database: &Database, in_detail: bool) -> 
         None => String::new(),
     };
     let mut failing = Vec::new();
+    if !database.accepting {
+        failing.push("removed: the database takes no new clients".to_owned());
+    }
     if !database.up {
         let behind = |bastion: &&Bastion| database.bastions.contains(&bastion.name);
-        for bastion in snapshot.bastions.iter().filter(behind) {
-            let why = why(bastion.last_failure.as_ref());
-            failing.push(format!("tunnel: bastion {} is down{why}", bastion.name));
-        }
+        let down = |bastion: &Bastion| {
+            format!("tunnel: bastion {} is down{}", bastion.name, why(bastion.last_failure.as_ref()))
+        };
+        let all: Vec<String> = snapshot.bastions.iter().filter(behind).map(down).collect();
+        // Those of a database that is removed may have gone before it.
+        failing.extend(if all.is_empty() { vec!["tunnel: none is up".to_owned()] } else { all });
     }
     if database.probe.verdict == "down" {
         failing.push(format!("probe: down{}", why(database.probe.last_failure.as_ref())));
@@ -290,5 +295,22 @@ mod tests {
         assert!(!snapshot.daemon.ready, "the daemon drains");
         assert_eq!(ready_database(&snapshot, "analytics", true).status, StatusCode::OK);
         assert_eq!(ready_database(&snapshot, "lost", true).status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[test]
+    fn a_database_that_is_removed_is_not_ready() {
+        let mut snapshot = troubled();
+        let database = &mut snapshot.databases[0];
+        (database.accepting, database.probe.verdict) = (false, "unknown".to_owned());
+        let removed = "removed: the database takes no new clients\n";
+        assert_eq!(ready_database(&snapshot, "analytics", false).body, removed);
+        // Its bastion has gone too.
+        let database = &mut snapshot.databases[0];
+        (database.up, database.bastions) = (false, vec!["forgotten".to_owned()]);
+        let answer = ready_database(&snapshot, "analytics", false);
+        assert_eq!(
+            (answer.status, answer.body),
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{removed}tunnel: none is up\n"))
+        );
     }
 }

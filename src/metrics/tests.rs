@@ -57,6 +57,7 @@ fn snapshot(up: bool) -> Snapshot {
             bastions: vec!["prod".into()],
             listen: vec![],
             up,
+            accepting: true,
             uptime_seconds: 12.5,
             clients_active: 3,
             clients_held: 2,
