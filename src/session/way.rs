@@ -30,6 +30,25 @@ pub(super) struct Jump {
     connection: Connection,
 }
 
+/// Nobody else goes through it. A ping that is never answered would hold it for as long as its host is silent.
+impl Drop for Jump {
+    fn drop(&mut self) {
+        let text = format!("nothing goes through the session to {} any more", self.hop.plan.at);
+        self.connection.condemn(Failure::new(Cause::SessionClosed, text));
+    }
+}
+
+/// A connection that is being made: it ends where nobody waits for it any more, whatever russh waits for.
+struct Begun(Option<Arc<Gate>>);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Some(gate) = self.0.take() {
+            gate.condemn();
+        }
+    }
+}
+
 /// A hop that was not reached.
 pub(super) struct Unreached {
     pub(super) failure: Failure,
@@ -134,6 +153,7 @@ pub(super) async fn reach(
     through: Option<&Connection>,
     gate: Arc<Gate>,
 ) -> Result<Reached, Unreached> {
+    let mut begun = Begun(Some(Arc::clone(&gate)));
     let trusted = Arc::new(trust::read(plan).await?);
     let identities = load_identities(plan).await?;
     let deadline = Instant::now() + plan.connect_timeout;
@@ -143,6 +163,7 @@ pub(super) async fn reach(
     let (address, host_key) = (connected.address, connected.seen.key.clone());
     match connected.login(&plan.user, &identities, fetch_password(plan), deadline).await {
         Ok(connection) => {
+            begun.0 = None;
             // It ends with the session.
             tokio::spawn(trust::renew(Arc::clone(plan), connection.announced_host_keys(), host_key));
             // One that is there and not needed is worth a word only where it is meant to be used.

@@ -4,7 +4,7 @@
 //! bastion send more than anybody reads. It counts at the outer session's gate until the inner session takes it.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -56,11 +56,17 @@ impl Jump {
         let life = CancellationToken::new();
         let (taken, over) = (Arc::clone(&arrived), life.clone());
         tokio::spawn(async move {
-            // Both end with the connection: a writer that waits for window is not woken when its session ends.
-            let both = async { tokio::join!(take(&taken), send(pieces, outbound)) };
+            // What may still come is taken after the last word was said. But nothing is said to one that is gone: a
+            // writer that waits for window is not woken when its session ends, nor is the inner session that waits
+            // for it.
+            let say = async {
+                send(pieces, outbound).await;
+                pending::<()>().await;
+            };
             tokio::select! {
                 () = over.cancelled() => {}
-                ((), ()) = both => {}
+                () = take(&taken) => {}
+                () = say => {}
             }
         });
         Self { outer, arrived, outgoing: PollSender::new(outgoing), _life: life.drop_guard() }

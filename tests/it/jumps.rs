@@ -154,6 +154,34 @@ fn a_jump_that_falls_silent_is_the_one_that_is_blamed() {
 }
 
 #[test]
+fn of_a_session_that_is_given_up_nothing_is_left_at_its_jumps() {
+    let chain = Chain::start();
+    let relay = Relay::before(chain.edge.port);
+    let keys = "keepalive_interval = \"1s\"\nkeepalive_timeout = \"12s\"\n";
+    let daemon = Daemon::start(&chain.config(relay.port, keys));
+    daemon.wait_up("prod");
+    daemon.wait_up("side");
+    // The connections look well to the kernel, and nothing is answered.
+    relay.set(Fault::SilenceOld);
+    for bastion in ["prod", "side"] {
+        let series = format!("session_losses_total{{bastion=\"{bastion}\",reason=\"keepalive_timeout\"}}");
+        eventually("the session is given up", || (daemon.metric(&series) >= 1.0).then_some(()));
+    }
+    eventually("only the new ones have a connection", || {
+        let sessions = daemon.bastion("edge")["sessions"].as_array().unwrap().len();
+        (sessions >= 2 && sessions == connections_to(relay.port)).then_some(())
+    });
+}
+
+/// Connections to a port of this machine that nobody has closed.
+fn connections_to(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let (to, established) = (format!("0100007F:{port:04X}"), "01");
+    let columns = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    columns.filter(|columns| columns[2] == to && columns[3] == established).count()
+}
+
+#[test]
 fn a_jump_that_forbids_the_way_is_named_with_the_remedy() {
     let edge = Bastion::with("AllowTcpForwarding no");
     let prod = Bastion::start();
