@@ -164,7 +164,10 @@ fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
         stalled_seconds: stalled.as_secs_f64(),
         refusing: tunnel.refusing,
         next_attempt: tunnel.next_attempt.map(|moment| Stamp(moment.wall)),
-        last_failure: tunnel.last_failure.as_ref().map(|incident| Trouble::new(incident, !tunnel.is_up())),
+        last_failure: tunnel
+            .last_failure
+            .as_ref()
+            .map(|incident| Trouble::new(incident, tunnel.outdated || !tunnel.is_up())),
         public_key: tunnel.public_key.clone(),
         certificate: tunnel.certificate.as_ref().map(certificate),
         sessions: tunnel.sessions.iter().map(session).collect(),

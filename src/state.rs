@@ -228,6 +228,8 @@ pub struct TunnelState {
     pub sessions: Vec<SessionState>,
     /// Since when it is up, and for how long it was in total.
     pub uptime: Uptime,
+    /// It is up only by sessions of an earlier configuration: there is none yet of the one in force.
+    pub outdated: bool,
     /// It has failed since it was last up for 30 s: another bastion is the better choice.
     pub wavering: bool,
     /// Since when it is down: from the start, or from when it was up last.

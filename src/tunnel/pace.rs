@@ -9,11 +9,13 @@ use crate::retry::{Next, Retry};
 pub(super) struct Pace {
     retry: Retry,
     pub(super) not_before: Instant,
+    /// The bastion refuses us, and will not change its mind soon.
+    pub(super) refusing: bool,
 }
 
 impl Pace {
     pub(super) fn new(bounds: Bounds) -> Self {
-        Self { retry: Retry::new(bounds), not_before: Instant::now() }
+        Self { retry: Retry::new(bounds), not_before: Instant::now(), refusing: false }
     }
 
     /// Begins anew with other bounds.
@@ -24,7 +26,7 @@ impl Pace {
     /// Takes note of a failure, and sets the time of the next dial.
     pub(super) fn after(&mut self, cause: Cause) -> Next {
         let next = self.retry.after(cause, rand::random());
-        self.not_before = Instant::now() + next.after;
+        (self.not_before, self.refusing) = (Instant::now() + next.after, next.refusing);
         next
     }
 

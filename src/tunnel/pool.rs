@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, timeout};
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::certificate::Certificate;
 use super::files::Files;
@@ -40,6 +40,8 @@ struct Slot {
     handle: Handle,
     /// It serves the clients it has, and takes no more.
     retiring: bool,
+    /// It was made with a configuration that is not in force any more, and retires once one is there that was not.
+    outdated: bool,
     /// It has been established for long enough to prove that the bastion is well.
     proven: bool,
     empty_since: Option<Instant>,
@@ -53,6 +55,17 @@ impl Slot {
         }
         state
     }
+
+    /// What placement sees of it, once it is established.
+    fn candidate(&self) -> Option<Candidate> {
+        let (_, state) = (self.handle.connection()?, self.state());
+        Some(Candidate {
+            id: self.id,
+            usable: state.phase == SessionPhase::Established,
+            gate_open: state.load.gate_open(),
+            clients: state.load.clients(),
+        })
+    }
 }
 
 pub(super) struct Pool {
@@ -63,9 +76,9 @@ pub(super) struct Pool {
     changed: Arc<Notify>,
     waiting: VecDeque<Waiting>,
     next_id: u64,
-    /// The pace of dials while the tunnel is down.
+    /// The pace of dials until there is a session as the configuration has it.
     recovery: Pace,
-    /// And while it is up: what keeps it from growing must not delay its return when it falls.
+    /// And while there is: what keeps it from growing must not delay its return when it falls.
     growth: Pace,
     /// A client was placed where it would be better off with one more session.
     grow: bool,
@@ -75,7 +88,7 @@ pub(super) struct Pool {
     /// The state differs from the published one.
     dirty: bool,
     warned: Option<(Cause, Instant)>,
-    /// All sessions are being replaced since the configuration has changed.
+    /// All sessions have retired since the configuration has changed.
     changing: bool,
     /// The bastion is not wanted any more.
     leaving: bool,
@@ -92,6 +105,19 @@ fn dialled(plan: &BastionPlan) -> BastionPlan {
         reconnect: Bounds { min: Duration::ZERO, max: Duration::ZERO },
         ..plan.clone()
     }
+}
+
+/// Whether any of the bastions is to be trusted for another reason: then no client shall meet one that was trusted
+/// for the reason before.
+fn trusts_anew<'a>(
+    before: impl Iterator<Item = &'a BastionPlan>,
+    mut after: impl Iterator<Item = &'a BastionPlan>,
+) -> bool {
+    let before: Vec<&BastionPlan> = before.collect();
+    let differs = |plan: &BastionPlan| {
+        before.iter().any(|before| before.name == plan.name && before.trust != plan.trust)
+    };
+    after.any(differs)
 }
 
 impl Pool {
@@ -123,6 +149,7 @@ impl Pool {
     pub(super) fn change(&mut self, parts: Parts) {
         let way = |parts: &Parts| parts.bastions().map(dialled).collect::<Vec<_>>();
         let anew = way(&self.parts) != way(&parts);
+        let at_once = trusts_anew(self.parts.bastions(), parts.bastions());
         self.parts = parts;
         let plan = Arc::clone(&self.parts.plan);
         for pace in [&mut self.recovery, &mut self.growth] {
@@ -134,18 +161,28 @@ impl Pool {
         }
         if anew {
             self.files = Files::of(self.parts.bastions());
-            self.retire_all();
-            self.changing = self.state.is_up();
-            (self.state.refusing, self.state.public_key) = (false, None);
+            self.outdate(at_once);
+            // What was wrong with the way before says nothing of the new one.
+            (self.state.last_failure, self.warned) = (None, None);
+            (self.state.next_attempt, self.state.public_key) = (None, None);
             self.state.jumps.clear();
         }
+    }
+
+    /// The sessions are not made as they would be now. They take clients until one is there that is, or not even that.
+    fn outdate(&mut self, at_once: bool) {
+        for slot in &mut self.slots {
+            slot.outdated = true;
+        }
+        self.retire(|slot| at_once || slot.handle.connection().is_none());
+        self.changing = at_once && self.state.is_up();
     }
 
     /// Makes no more sessions, and gives no more seats.
     pub(super) fn leave(&mut self) {
         self.leaving = true;
         self.waiting.clear();
-        self.retire_all();
+        self.retire(|_| true);
     }
 
     /// It has left, and its last session has ended.
@@ -153,9 +190,9 @@ impl Pool {
         self.leaving && self.slots.is_empty()
     }
 
-    /// All sessions finish the clients they have.
-    fn retire_all(&mut self) {
-        for slot in &mut self.slots {
+    /// These sessions finish the clients they have.
+    fn retire(&mut self, which: impl Fn(&Slot) -> bool) {
+        for slot in self.slots.iter_mut().filter(|slot| which(slot)) {
             slot.retiring = true;
             if slot.handle.connection().is_none() {
                 let _ = slot.handle.commands.send(Command::Close);
@@ -213,10 +250,11 @@ impl Pool {
 
     /// Does whatever is due, and says when to come again.
     pub(super) fn tend(&mut self) -> Instant {
+        self.replace_outdated();
         self.place_waiting();
         self.forgive();
         let steady_at = self.steady();
-        self.retire();
+        self.replace_heavy();
         self.shrink();
         let files_at = self.look_at_files();
         let certificate_at = self.look_at_certificate();
@@ -233,6 +271,10 @@ impl Pool {
 
     /// Ends all sessions in good order.
     pub(super) async fn close(mut self) {
+        if self.has_left() {
+            // Whoever still looks shall not see its last session for ever.
+            self.publish();
+        }
         for slot in &self.slots {
             let _ = slot.handle.commands.send(Command::Close);
         }
@@ -240,19 +282,15 @@ impl Pool {
         let _ = timeout(GOODBYE, all).await;
     }
 
+    /// The sessions that may take clients.
     fn candidates(&self) -> Vec<Candidate> {
-        let established =
-            self.slots.iter().filter(|slot| !slot.retiring && slot.handle.connection().is_some());
-        let candidate = |slot: &Slot| {
-            let state = slot.state();
-            Candidate {
-                id: slot.id,
-                usable: state.phase == SessionPhase::Established,
-                gate_open: state.load.gate_open(),
-                clients: state.load.clients(),
-            }
-        };
-        established.map(candidate).collect()
+        self.slots.iter().filter(|slot| !slot.retiring).filter_map(Slot::candidate).collect()
+    }
+
+    /// Those of them that were made as the configuration has it.
+    fn current(&self) -> Vec<Candidate> {
+        let current = self.slots.iter().filter(|slot| !slot.retiring && !slot.outdated);
+        current.filter_map(Slot::candidate).collect()
     }
 
     fn dialling(&self) -> usize {
@@ -261,6 +299,16 @@ impl Pool {
 
     fn is_up(&self) -> bool {
         self.candidates().iter().any(|candidate| candidate.usable)
+    }
+
+    /// The tunnel is up, and not only by what an earlier configuration has left.
+    fn is_settled(&self) -> bool {
+        self.current().iter().any(|candidate| candidate.usable)
+    }
+
+    /// Sessions finish their clients: nobody is refused for it.
+    fn finishes_clients(&self) -> bool {
+        self.slots.iter().any(|slot| slot.state().phase == SessionPhase::Retiring)
     }
 
     fn seat_on(&self, id: u64, counted: bool) -> Option<Seat> {
@@ -319,21 +367,29 @@ impl Pool {
         None
     }
 
+    /// Sessions that an earlier configuration has left go once there is one of the configuration in force.
+    fn replace_outdated(&mut self) {
+        if self.is_settled() && self.slots.iter().any(|slot| slot.outdated && !slot.retiring) {
+            info!(bastion = %self.parts.plan.name, "a session of the new configuration is there: those before it finish their clients");
+            self.retire(|slot| slot.outdated);
+        }
+    }
+
     /// Replaces sessions in which russh has piled up too much: the new one is there before the old one goes.
-    fn retire(&mut self) {
+    fn replace_heavy(&mut self) {
         let heavy = |slot: &Slot| {
             slot.handle.connection().is_some_and(|connection| connection.remnants() > MAX_REMNANTS)
         };
         let spare =
             self.slots.iter().any(|slot| !heavy(slot) && slot.state().phase == SessionPhase::Established);
-        for slot in self.slots.iter_mut().filter(|slot| heavy(slot) && !slot.retiring) {
-            if spare {
-                debug!(bastion = %self.parts.plan.name, session = slot.id, "session retires: it has served enough");
-                slot.retiring = true;
-                self.dirty = true;
-            } else {
-                self.grow = true;
-            }
+        if !self.slots.iter().any(|slot| heavy(slot) && !slot.retiring) {
+            return;
+        }
+        if spare {
+            debug!(bastion = %self.parts.plan.name, "sessions retire: they have served enough");
+            self.retire(heavy);
+        } else {
+            self.grow = true;
         }
     }
 
@@ -359,18 +415,19 @@ impl Pool {
     fn dial(&mut self) -> Option<Instant> {
         let pool = self.parts.plan.pool;
         let dialling = self.dialling();
-        let wanted = placement::too_small(&self.candidates(), dialling, pool) || self.grow;
-        let total = self.slots.iter().filter(|slot| !slot.retiring).count();
-        if !wanted || dialling > 0 || self.leaving || total >= pool.max.saturating_mul(2) {
+        let current = self.current();
+        let wanted = placement::too_small(&current, dialling, pool) || self.grow;
+        if !wanted || dialling > 0 || self.leaving || current.len() >= pool.max.saturating_mul(2) {
             self.grow = false;
             return None;
         }
-        let not_before = if self.is_up() { self.growth.not_before } else { self.recovery.not_before };
+        let settled = self.is_settled();
+        let not_before = if settled { self.growth.not_before } else { self.recovery.not_before };
         if Instant::now() < not_before {
             return Some(not_before);
         }
         self.grow = false;
-        if self.state.last_failure.is_some() && !self.is_up() {
+        if self.state.last_failure.is_some() && !settled {
             // Taken before the dial, so that what is mended meanwhile is noticed.
             self.files.remember();
         }
@@ -391,7 +448,15 @@ impl Pool {
             life.await
         };
         let task = self.exits.spawn_on(life, &lane).id();
-        self.slots.push(Slot { id, task, handle, retiring: false, proven: false, empty_since: None });
+        self.slots.push(Slot {
+            id,
+            task,
+            handle,
+            retiring: false,
+            outdated: false,
+            proven: false,
+            empty_since: None,
+        });
         self.state.next_attempt = None;
         self.dirty = true;
         None

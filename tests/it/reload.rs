@@ -1,6 +1,8 @@
 //! Another configuration while the daemon runs.
 
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio_postgres::Client;
 
@@ -153,6 +155,143 @@ fn a_bastion_changes_in_place_or_gets_new_sessions() {
     eventually("the old session ends with its last client", || {
         sessions(&daemon, "prod").iter().all(|(id, _)| *id != before[0].0).then_some(())
     });
+}
+
+#[test]
+fn new_sessions_are_there_before_the_old_ones_go() {
+    let bastion = Bastion::start();
+    let other = make_key(bastion.path("x").parent().unwrap(), "other", &["-t", "ed25519", "-N", ""]);
+    let section = bastion.section("prod", bastion.port);
+    let rotated = section.replace("/identity\"", "/other\"");
+    // Whoever finds no tunnel is refused at once.
+    let database =
+        format!("{}hold = {{ timeout = \"0s\" }}\n", Postgres::shared().section("analytics", "prod"));
+    let daemon = Daemon::start(&format!("{section}{database}"));
+    daemon.wait_up("prod");
+    let (runtime, address) = (runtime(), daemon.address("analytics"));
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let jobs = runtime.spawn({
+        let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
+        async move {
+            while !stop.load(Ordering::SeqCst) {
+                assert_eq!(job(address).await, Job::Done);
+                done.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let more_jobs = || {
+        let before = done.load(Ordering::SeqCst);
+        eventually("jobs are done", || {
+            (jobs.is_finished() || done.load(Ordering::SeqCst) > before + 20).then_some(())
+        });
+        assert!(!jobs.is_finished(), "a job was refused");
+    };
+    more_jobs();
+    let first = sessions(&daemon, "prod").iter().map(|(id, _)| *id).max().unwrap();
+    let is_new = |(id, _): &(u64, String)| *id > first;
+
+    // The bastion does not know the new key: that is said, and the old sessions go on.
+    assert!(daemon.reload(&format!("{rotated}{database}")).is_empty());
+    let failure = daemon.wait_event("bastion not reached");
+    assert_eq!((&failure["phase"], &failure["reason"]), (&"auth".into(), &"rejected".into()), "{failure}");
+    more_jobs();
+    let state = daemon.bastion("prod");
+    assert!(state["up"].as_bool().unwrap() && !state["refusing"].as_bool().unwrap(), "{state}");
+    assert_eq!(
+        (&state["last_failure"]["phase"], &state["last_failure"]["current"]),
+        (&"auth".into(), &true.into())
+    );
+    assert_eq!(daemon.metric("tunnel_up{bastion=\"prod\"}"), 1.0);
+    // Somebody authorizes it, and says so.
+    let keys = format!("{}\n{}", public_line(&bastion.path("identity")), public_line(&other));
+    bastion.authorize(&keys);
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    eventually("only new sessions are left", || {
+        let sessions = sessions(&daemon, "prod");
+        (!sessions.is_empty() && sessions.iter().all(is_new)).then_some(())
+    });
+    more_jobs();
+    assert_eq!(daemon.bastion("prod")["last_failure"]["current"], false);
+    stop.store(true, Ordering::SeqCst);
+    runtime.block_on(jobs).unwrap();
+    assert!(daemon.events("tunnel down: clients are held").is_empty());
+    assert!(daemon.events("sessions finish their clients").is_empty());
+}
+
+#[test]
+fn what_was_wrong_with_the_way_before_is_forgotten() {
+    let (bastion, gone) = (Bastion::start(), free_port());
+    let database = Postgres::shared().unprobed_section("analytics", "prod");
+    let daemon = Daemon::start(&format!("{}{database}", bastion.section("prod", gone)));
+    daemon.wait_event("bastion not reached");
+    eventually("it is shown", || {
+        (daemon.bastion("prod")["last_failure"]["reason"] == "refused").then_some(())
+    });
+    assert!(daemon.reload(&format!("{}{database}", bastion.section("prod", bastion.port))).is_empty());
+    daemon.wait_up("prod");
+    let state = daemon.bastion("prod");
+    assert!(state["last_failure"].is_null(), "{state}");
+}
+
+#[test]
+fn a_host_that_is_not_trusted_any_more_gets_no_new_clients() {
+    let bastion = Bastion::start();
+    let section = bastion.section("prod", bastion.port);
+    let database = Postgres::shared().unprobed_section("analytics", "prod");
+    let daemon = Daemon::start(&format!("{section}{database}"));
+    daemon.wait_up("prod");
+    let runtime = runtime();
+    let client = runtime.block_on(connect(daemon.address("analytics"))).unwrap();
+    let known_hosts = section.lines().find(|line| line.starts_with("known_hosts")).unwrap();
+    let pin = format!("host_key = [\"SHA256:{}\"]", "A".repeat(43));
+    assert!(daemon.reload(&format!("{}{database}", section.replace(known_hosts, &pin))).is_empty());
+    daemon.wait_down("prod");
+    let failure = daemon.wait_event("bastion not reached");
+    assert_eq!(failure["phase"], "host_key", "{failure}");
+    assert!(!daemon.bastion("prod")["up"].as_bool().unwrap());
+    assert!(runtime.block_on(answers(&client)), "who is there may finish");
+}
+
+#[test]
+fn a_bastion_that_is_removed_is_up_until_its_last_client_has_left() {
+    let chain = [Bastion::start(), Bastion::start(), Bastion::start()];
+    let [edge, prod, spare] = &chain;
+    let behind =
+        |bastion: &Bastion, name: &str| format!("{}jump = \"edge\"\n", bastion.section(name, bastion.port));
+    let common = format!(
+        "[http]\nlisten = \"127.0.0.1:0\"\n[daemon]\ndrain_timeout = \"1h\"\nstate_dir = \"state\"\n{}{}{}",
+        edge.section("edge", edge.port),
+        behind(spare, "spare"),
+        Postgres::shared().section("stays", "spare")
+    );
+    let removed = format!("{}{}", behind(prod, "prod"), Postgres::shared().section("analytics", "prod"));
+    let daemon = Daemon::start(&format!("{common}{removed}"));
+    for bastion in ["prod", "spare", "edge"] {
+        daemon.wait_up(bastion);
+    }
+    eventually("the probe is answered", || (daemon.get("/readyz/analytics").0 == 200).then_some(()));
+    let runtime = runtime();
+    let client = runtime.block_on(connect(daemon.address("analytics"))).unwrap();
+    assert!(daemon.reload(&common).is_empty());
+    eventually("it only finishes its client", || {
+        let sessions = sessions(&daemon, "prod");
+        (!sessions.is_empty() && sessions.iter().all(|(_, state)| state == "retiring")).then_some(())
+    });
+    assert!(runtime.block_on(answers(&client)));
+    assert_eq!(daemon.metric("tunnel_up{bastion=\"prod\"}"), 1.0);
+    assert!(sessions(&daemon, "edge").iter().any(|(_, state)| state == "retiring"));
+    eventually("the database is not ready for anybody new", || {
+        let (code, body) = daemon.get("/readyz/analytics");
+        (code == 503 && body.contains("removed: the database takes no new clients")).then_some(())
+    });
+    drop(client);
+    eventually("it is gone", || (!has_series_of(&daemon, "bastion=\"prod\"")).then_some(()));
+    eventually("nothing of it is left at the jump", || {
+        let (at_edge, at_spare) = (sessions(&daemon, "edge"), sessions(&daemon, "spare"));
+        (at_edge.len() == at_spare.len() && at_edge.iter().all(|(_, state)| state == "established"))
+            .then_some(())
+    });
+    assert_eq!(daemon.get("/readyz/analytics").0, 404);
 }
 
 #[test]

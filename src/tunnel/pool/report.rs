@@ -34,7 +34,6 @@ impl Pool {
         match exit {
             Exit::Closed => debug!(bastion = %self.parts.plan.name, session = slot.id, "session closed"),
             Exit::Lost { failure, lived, clients, jump } => {
-                self.blame(jump, &failure, None, None);
                 self.parts.metrics.lost(failure.cause);
                 warn!(
                     bastion = %self.parts.plan.name,
@@ -48,11 +47,17 @@ impl Pool {
                     "session lost"
                 );
                 // Sessions that are lost together count as one failure of the bastion.
-                if self.is_up() || Instant::now() >= self.recovery.not_before {
+                if self.is_settled() || Instant::now() >= self.recovery.not_before {
                     self.schedule(failure.cause);
                 }
-                Incident::record(&mut self.state.last_failure, failure, now());
+                // What is wrong with the new configuration explains more than how the last of the old one went.
+                if !slot.outdated || self.state.last_failure.is_none() {
+                    self.blame(jump, &failure, None, None);
+                    Incident::record(&mut self.state.last_failure, failure, now());
+                }
             }
+            // It says nothing of the configuration in force.
+            Exit::NotEstablished { failure, .. } if slot.outdated => self.parts.metrics.failed(failure.cause),
             Exit::NotEstablished { failure, public_key, certificate, jump } => {
                 self.parts.metrics.failed(failure.cause);
                 let retry_at = self.schedule(failure.cause);
@@ -85,12 +90,12 @@ impl Pool {
 
     /// Decides when the bastion is dialled again.
     fn schedule(&mut self, cause: Cause) -> Instant {
-        if self.is_up() {
+        if self.is_settled() {
             self.growth.after(cause);
             return self.growth.not_before;
         }
         let at = now();
-        self.state.wavering = true;
+        self.state.wavering |= !self.is_up();
         let next = self.recovery.after(cause);
         let not_before = self.recovery.not_before;
         self.state.next_attempt = Some(Moment { instant: not_before.into_std(), wall: at.wall + next.after });
@@ -99,7 +104,6 @@ impl Pool {
         } else {
             self.files.forget();
         }
-        self.state.refusing = next.refusing;
         not_before
     }
 
@@ -108,7 +112,7 @@ impl Pool {
         let retry_in_s = (retry_at.duration_since(Instant::now()).as_secs_f64() * 10.0).round() / 10.0;
         let known =
             self.warned.is_some_and(|(cause, at)| cause == failure.cause && at.elapsed() < REMIND_EVERY);
-        let (bastion, refusing) = (&self.parts.plan.name, self.state.refusing);
+        let (bastion, refusing) = (&self.parts.plan.name, self.recovery.refusing);
         let (phase, reason) = (failure.cause.phase().as_str(), failure.cause.reason());
         let (detail, hint) = (failure.detail(), failure.hint());
         let public_key = self.state.public_key.as_deref();
@@ -148,7 +152,9 @@ impl Pool {
         if !std::mem::take(&mut self.dirty) {
             return;
         }
-        let (now, was_up, up) = (now(), self.state.is_up(), self.is_up());
+        let (now, was_up, up) =
+            (now(), self.state.is_up(), self.is_up() || self.leaving && self.finishes_clients());
+        let settled = self.is_settled();
         self.state.sessions = self.slots.iter().map(Slot::state).collect();
         self.state.uptime.set(up, now);
         if was_up && !up {
@@ -159,13 +165,17 @@ impl Pool {
         self.report_change(was_up, up);
         if up {
             self.state.down_since = None;
-            self.state.refusing = false;
-            self.state.public_key = None;
-            self.state.jumps.clear();
-            self.files.forget();
         } else {
             self.state.down_since.get_or_insert(now);
         }
+        if settled {
+            self.recovery.refusing = false;
+            (self.state.public_key, self.state.next_attempt) = (None, None);
+            self.state.jumps.clear();
+            self.files.forget();
+        }
+        self.state.refusing = self.recovery.refusing && !up;
+        self.state.outdated = up && !settled && !self.leaving;
         self.publish.send_replace(Arc::new(self.state.clone()));
     }
 
@@ -186,7 +196,8 @@ impl Pool {
                 let down_s = self.state.down_since.map(|since| since.instant.elapsed().as_secs());
                 info!(%bastion, down_s, "tunnel up");
             }
-            (true, false) if self.changing || self.leaving => {
+            (true, false) if self.leaving => info!(%bastion, "its last session has ended"),
+            (true, false) if self.changing => {
                 info!(%bastion, "sessions finish their clients");
             }
             (true, false) => {
