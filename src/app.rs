@@ -29,7 +29,7 @@ use crate::settings::{Note, Settings, Surroundings, show_duration};
 use crate::signals::{self, Request};
 use crate::snapshot::Stamp;
 use crate::ssh::BufferMemory;
-use crate::supervisor::{self, InUse, Supervisor};
+use crate::supervisor::{self, Supervisor};
 use crate::telemetry::Telemetry;
 
 /// Listeners, runtimes, standard streams, and files while they are read.
@@ -121,7 +121,6 @@ impl Daemon {
             board: Arc::clone(&board),
             room: Room::new(places_for_clients(&plan)),
             memory: Arc::clone(&memory),
-            in_use: InUse::default(),
         });
         supervisor.apply(&plan, databases);
         let loaded = Stamp(SystemTime::now());

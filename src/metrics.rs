@@ -1,15 +1,16 @@
 //! Every Prometheus series, its name, labels and buckets. The only module that names the `prometheus` crate.
 //!
 //! Counters and histograms are handed out as handles, resolved once per bastion or database, so that counting
-//! touches an atomic only; all of them exist at zero from then on, and go when the handles are dropped. Gauges, and
-//! the counters of seconds, are set from a [`Snapshot`] when somebody asks, so that they cannot disagree with the
-//! status page.
+//! touches an atomic only; all of them exist at zero from then on, and go with the last of their handles: what was
+//! removed may still be draining when it comes back, and both count into the same series. Gauges, and the counters of
+//! seconds, are set from a [`Snapshot`] when somebody asks, so that they cannot disagree with the status page.
 
 mod bastion;
 mod database;
 mod ledger;
 
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
@@ -23,6 +24,7 @@ pub use database::{DatabaseMetrics, Direction, Outcome, ProbePhase};
 
 use crate::ids::Name;
 use crate::snapshot::{Snapshot, Stamp};
+use ledger::Series;
 
 /// Seconds, for queries, turnaround, durations and holds.
 const LONG: [f64; 18] = [
@@ -37,12 +39,15 @@ const SHORT: [f64; 15] =
 const PREFIX: &str = "tunnelkeeper";
 
 /// Registers families under the product's prefix.
-struct Registrar<'a>(&'a Registry);
+struct Registrar<'a> {
+    registry: &'a Registry,
+    series: Series,
+}
 
 impl Registrar<'_> {
     fn keep<C: Collector + Clone + 'static>(&self, collector: Result<C, Error>) -> Result<C, Error> {
         let collector = collector?;
-        self.0.register(Box::new(collector.clone()))?;
+        self.registry.register(Box::new(collector.clone()))?;
         Ok(collector)
     }
 
@@ -77,8 +82,9 @@ pub struct Metrics {
     reload_timestamp: Gauge,
     bastions: bastion::Families,
     databases: database::Families,
-    /// Two scrapes must not set the gauges at the same time.
-    scrape: Mutex<()>,
+    series: Series,
+    /// When the snapshot was taken that was observed last. Two scrapes must not observe at the same time.
+    observed: Mutex<Option<SystemTime>>,
 }
 
 impl Metrics {
@@ -88,7 +94,7 @@ impl Metrics {
     /// Only if two families had the same name.
     pub fn new() -> Result<Self, Error> {
         let registry = Registry::new();
-        let registrar = Registrar(&registry);
+        let registrar = Registrar { registry: &registry, series: Series::default() };
         let build =
             registrar.gauge("build_info", "The version that runs; always 1.", &["version", "revision"])?;
         // `make build` names it.
@@ -110,7 +116,8 @@ impl Metrics {
             reload_timestamp: reload_timestamp.with_label_values::<&str>(&[]),
             bastions: bastion::Families::new(&registrar)?,
             databases: database::Families::new(&registrar)?,
-            scrape: Mutex::new(()),
+            series: registrar.series,
+            observed: Mutex::default(),
             registry,
         };
         // `process_*` needs /proc, which a container may hide: the daemon runs without it then.
@@ -119,13 +126,13 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// The series of a bastion, all at zero; they go when the handles are dropped.
+    /// The series of a bastion; at zero, unless there are handles of this bastion already.
     #[must_use]
     pub fn bastion(&self, name: &Name) -> BastionMetrics {
         BastionMetrics::new(&self.bastions, name)
     }
 
-    /// The series of a database, all at zero; they go when the handles are dropped.
+    /// The series of a database; at zero, unless there are handles of this database already.
     #[must_use]
     pub fn database(&self, name: &Name, bastions: &[Name]) -> DatabaseMetrics {
         DatabaseMetrics::new(&self.databases, name, bastions)
@@ -147,20 +154,16 @@ impl Metrics {
     /// # Errors
     /// Only if the encoder fails, which would be a fault of this program.
     pub fn exposition(&self, snapshot: &Snapshot) -> Result<String, Error> {
-        let _one_at_a_time = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
-        self.bastions.observe(&snapshot.bastions);
-        self.databases.observe(&snapshot.databases);
+        let mut observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = observed.replace(snapshot.at.0);
+        // Another scrape may have come with a newer one. When the clock is set back, one is left out.
+        if before.is_none_or(|before| before <= snapshot.at.0) {
+            let mut series = self.series.lock();
+            self.bastions.observe(&snapshot.bastions, &mut series);
+            self.databases.observe(&snapshot.databases, &mut series);
+        }
         let families: Vec<MetricFamily> = self.registry.gather();
         TextEncoder::new().encode_to_string(&families)
-    }
-}
-
-/// Raises a counter of seconds to what has been measured elsewhere.
-fn raise(family: &CounterVec, labels: &[&str], total: f64) {
-    let counter = family.with_label_values(labels);
-    let missing = total - counter.get();
-    if missing > 0.0 {
-        counter.inc_by(missing);
     }
 }
 

@@ -8,7 +8,7 @@ mod databases;
 mod keep;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -21,8 +21,8 @@ use crate::forward::Room;
 use crate::ids::Name;
 use crate::lanes::Lanes;
 use crate::listener::Claim;
-use crate::metrics::{BastionMetrics, DatabaseMetrics, Metrics};
-use crate::settings::plan::{BastionPlan, DatabasePlan, Plan};
+use crate::metrics::{BastionMetrics, Metrics};
+use crate::settings::plan::{BastionPlan, Plan};
 use crate::socket_table::SocketTable;
 use crate::ssh::BufferMemory;
 use bastions::RunningBastion;
@@ -46,41 +46,15 @@ pub struct Parts {
     pub room: Room,
     /// The memory of all sessions.
     pub memory: Arc<BufferMemory>,
-    /// The handles in use. What was removed may still be draining when it comes back, and then goes on counting.
-    pub in_use: InUse,
-}
-
-/// The series in use, by the names of bastions and databases.
-#[derive(Default)]
-pub struct InUse {
-    bastions: Mutex<BTreeMap<Name, Weak<BastionMetrics>>>,
-    databases: Mutex<BTreeMap<Name, Weak<DatabaseMetrics>>>,
-}
-
-/// The handle of a name that is in use, or a new one.
-fn in_use<T>(all: &Mutex<BTreeMap<Name, Weak<T>>>, name: &Name, make: impl FnOnce() -> T) -> Arc<T> {
-    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-    all.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
-        let made = Arc::new(make());
-        all.insert(name.clone(), Arc::downgrade(&made));
-        made
-    })
 }
 
 impl Parts {
     fn bastion_metrics(&self, plan: &BastionPlan) -> Arc<BastionMetrics> {
-        let metrics = in_use(&self.in_use.bastions, &plan.name, || self.metrics.bastion(&plan.name));
+        let metrics = self.metrics.bastion(&plan.name);
         if plan.jump.is_some() {
             metrics.expect_jump();
         }
-        metrics
-    }
-
-    fn database_metrics(&self, plan: &DatabasePlan) -> Arc<DatabaseMetrics> {
-        let make = || self.metrics.database(&plan.name, &plan.bastions);
-        let metrics = in_use(&self.in_use.databases, &plan.name, make);
-        metrics.set_bastions(&plan.bastions);
-        metrics
+        Arc::new(metrics)
     }
 }
 

@@ -4,13 +4,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prometheus::{CounterVec, Error, GaugeVec, HistogramVec, IntCounterVec};
 
-use super::ledger::Ledger;
-use super::{ByCause, Registrar, SHORT, Timings, raise, set_if_known};
+use super::ledger::{Had, Ledger, Series};
+use super::{ByCause, Registrar, SHORT, Timings, set_if_known};
 use crate::failure::{Cause, Phase};
 use crate::ids::Name;
 use crate::snapshot::Bastion;
 
 pub(super) struct Families {
+    series: Series,
     up: GaugeVec,
     up_since: GaugeVec,
     uptime: CounterVec,
@@ -28,6 +29,7 @@ impl Families {
     pub(super) fn new(registrar: &Registrar<'_>) -> Result<Self, Error> {
         let bastion = &["bastion"][..];
         Ok(Self {
+            series: registrar.series.clone(),
             up: registrar.gauge(
                 "tunnel_up",
                 "Whether a session to the bastion is established and not suspect.",
@@ -88,16 +90,20 @@ impl Families {
         })
     }
 
-    pub(super) fn observe(&self, bastions: &[Bastion]) {
+    pub(super) fn observe(&self, bastions: &[Bastion], series: &mut Had) {
         for bastion in bastions {
             let labels = &[bastion.name.as_str()][..];
+            // It may have gone since the snapshot was taken, and nobody would remove what is set now.
+            if !series.has(&self.up, labels) {
+                continue;
+            }
             let established = bastion.sessions.iter().filter(|session| session.state != "connecting");
             let worst = established.clone().map(|session| session.keepalives_unanswered).max();
             self.up.with_label_values(labels).set(f64::from(u8::from(bastion.up)));
             set_if_known(&self.up_since, labels, bastion.up_since.map(super::Stamp::seconds));
-            raise(&self.uptime, labels, bastion.uptime_seconds);
+            series.raise(&self.uptime, labels, bastion.uptime_seconds);
             self.sessions.with_label_values(labels).set(established.count() as f64);
-            raise(&self.stalled, labels, bastion.stalled_seconds);
+            series.raise(&self.stalled, labels, bastion.stalled_seconds);
             set_if_known(&self.unanswered, labels, worst.map(f64::from));
             let expires = bastion.certificate.as_ref().map(|certificate| certificate.expires.seconds());
             set_if_known(&self.certificate_expiry, labels, expires);
@@ -119,7 +125,6 @@ pub struct BastionMetrics {
 }
 
 /// Attempts that failed.
-#[derive(Default)]
 struct Failures {
     counters: ByCause,
     ledger: Ledger,
@@ -148,12 +153,12 @@ pub(super) fn session_losses() -> impl Iterator<Item = Cause> {
 impl BastionMetrics {
     pub(super) fn new(families: &Families, bastion: &Name) -> Self {
         let name = bastion.as_str();
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(&families.series);
         ledger
             .observed(&[&families.up, &families.up_since, &families.sessions, &families.unanswered], &[name]);
         ledger.observed(&[&families.certificate_expiry], &[name]);
         ledger.raised(&[&families.uptime, &families.stalled], &[name]);
-        let mut failures = Failures::default();
+        let mut failures = Failures { counters: ByCause::new(), ledger: Ledger::new(&families.series) };
         failures.expect(&families.failures, bastion, &ATTEMPT);
         let losses = session_losses()
             .map(|cause| (cause, ledger.counter(&families.losses, &[name, cause.reason()])))

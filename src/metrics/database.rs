@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use prometheus::{CounterVec, Error, GaugeVec, HistogramVec, IntCounter, IntCounterVec};
 
 use super::bastion::session_losses;
-use super::ledger::Ledger;
-use super::{ByCause, LONG, Registrar, SHORT, Timings, raise, set_if_known};
+use super::ledger::{Had, Ledger, Series};
+use super::{ByCause, LONG, Registrar, SHORT, Timings, set_if_known};
 use crate::failure::{Cause, Phase};
 use crate::ids::Name;
 use crate::pgwire::Encryption;
@@ -68,6 +68,7 @@ const PROBE_PHASES: [(ProbePhase, &str); 4] = [
 ];
 
 pub(super) struct Families {
+    series: Series,
     up: GaugeVec,
     uptime: CounterVec,
     bastion_info: GaugeVec,
@@ -92,6 +93,7 @@ impl Families {
         let database = &["database"][..];
         let with = |label| ["database", label];
         Ok(Self {
+            series: registrar.series.clone(),
             up: registrar.gauge("database_up", "Whether a tunnel for the database is up.", database)?,
             uptime: registrar.seconds_counter(
                 "database_uptime_seconds_total",
@@ -168,11 +170,15 @@ impl Families {
         })
     }
 
-    pub(super) fn observe(&self, databases: &[Database]) {
+    pub(super) fn observe(&self, databases: &[Database], series: &mut Had) {
         for database in databases {
             let labels = &[database.name.as_str()][..];
+            // It may have gone since the snapshot was taken, and nobody would remove what is set now.
+            if !series.has(&self.up, labels) {
+                continue;
+            }
             self.up.with_label_values(labels).set(f64::from(u8::from(database.up)));
-            raise(&self.uptime, labels, database.uptime_seconds);
+            series.raise(&self.uptime, labels, database.uptime_seconds);
             self.active.with_label_values(labels).set(database.clients_active as f64);
             self.held.with_label_values(labels).set(database.clients_held as f64);
             let verdict = match database.probe.verdict.as_str() {
@@ -189,46 +195,60 @@ impl Families {
 /// The series of a database behind its bastions.
 struct Ways {
     database: Name,
+    series: Series,
     bastion_info: GaugeVec,
     channel_failures: IntCounterVec,
-    known: Mutex<Vec<Way>>,
+    known: Mutex<Known>,
+}
+
+/// Those of the configuration.
+#[derive(Default)]
+struct Known {
+    ways: Vec<Way>,
+    /// What depends on the order, too.
+    info: Option<Ledger>,
 }
 
 /// And behind one of them.
 struct Way {
     bastion: Name,
-    preference: usize,
     channel_failures: ByCause,
     _ledger: Ledger,
 }
 
 impl Ways {
-    fn lock(&self) -> MutexGuard<'_, Vec<Way>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, bastions: &[Name]) {
         let mut known = self.lock();
-        // What goes has to be gone before what comes is made: they may share series.
-        known.retain(|way| bastions.get(way.preference) == Some(&way.bastion));
-        for (preference, bastion) in bastions.iter().enumerate() {
-            if !known.iter().any(|way| way.bastion == *bastion) {
-                known.push(self.way(preference, bastion));
+        known.ways.retain(|way| bastions.contains(&way.bastion));
+        for bastion in bastions {
+            if !known.ways.iter().any(|way| way.bastion == *bastion) {
+                known.ways.push(self.way(bastion));
             }
         }
+        known.info = Some(self.info(bastions));
     }
 
-    fn way(&self, preference: usize, bastion: &Name) -> Way {
-        let mut ledger = Ledger::default();
-        let labels = [self.database.as_str(), bastion.as_str(), &preference.to_string()];
-        ledger.observed(&[&self.bastion_info], &labels);
-        self.bastion_info.with_label_values(&labels).set(1.0);
+    fn info(&self, bastions: &[Name]) -> Ledger {
+        let mut ledger = Ledger::new(&self.series);
+        for (preference, bastion) in bastions.iter().enumerate() {
+            let labels = [self.database.as_str(), bastion.as_str(), &preference.to_string()];
+            ledger.info(&self.bastion_info, &labels);
+        }
+        ledger
+    }
+
+    fn way(&self, bastion: &Name) -> Way {
+        let mut ledger = Ledger::new(&self.series);
         let failures = of_phases([Phase::Channel]).map(|cause| {
             let labels = [self.database.as_str(), bastion.as_str(), cause.reason()];
             (cause, ledger.counter(&self.channel_failures, &labels))
         });
         let channel_failures = failures.collect();
-        Way { bastion: bastion.clone(), preference, channel_failures, _ledger: ledger }
+        Way { bastion: bastion.clone(), channel_failures, _ledger: ledger }
     }
 }
 
@@ -268,7 +288,7 @@ fn cut_causes() -> impl Iterator<Item = Cause> {
 impl DatabaseMetrics {
     pub(super) fn new(families: &Families, database: &Name, bastions: &[Name]) -> Self {
         let name = database.as_str();
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(&families.series);
         let observed = [
             &families.up,
             &families.active,
@@ -286,6 +306,7 @@ impl DatabaseMetrics {
             .collect();
         let ways = Ways {
             database: database.clone(),
+            series: families.series.clone(),
             bastion_info: families.bastion_info.clone(),
             channel_failures: families.channel_failures.clone(),
             known: Mutex::default(),
@@ -340,8 +361,8 @@ impl DatabaseMetrics {
 
     /// The bastion did not connect a client or a probe to the database.
     pub fn channel_failed(&self, bastion: &Name, cause: Cause) {
-        let ways = self.ways.lock();
-        let way = ways.iter().find(|way| way.bastion == *bastion);
+        let known = self.ways.lock();
+        let way = known.ways.iter().find(|way| way.bastion == *bastion);
         if let Some(counter) = way.and_then(|way| way.channel_failures.get(&cause)) {
             counter.inc();
         }

@@ -155,3 +155,126 @@ fn everything_of_a_bastion_and_a_database_goes_with_it() {
     drop(handles);
     assert_eq!(series(&metrics.exposition(&nothing).unwrap()), before);
 }
+
+/// The value of a series.
+fn value(text: &str, series: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix("tunnelkeeper_")?.strip_prefix(series));
+    line.unwrap_or_else(|| panic!("there is no {series} in\n{text}")).trim().parse().unwrap()
+}
+
+#[test]
+fn what_comes_back_while_it_still_drains_counts_on() {
+    let metrics = Metrics::new().unwrap();
+    let draining = metrics.database(&name("analytics"), &[name("prod")]);
+    draining.passed(Direction::ToDatabase, 5);
+    let back = metrics.database(&name("analytics"), &[name("spare")]);
+    back.passed(Direction::ToDatabase, 7);
+    draining.channel_failed(&name("prod"), Cause::ChannelProhibited);
+    let bytes = "client_bytes_total{database=\"analytics\",direction=\"to_database\"}";
+    let of_prod = "channel_failures_total{bastion=\"prod\",database=\"analytics\",reason=\"prohibited\"}";
+    let text = metrics.exposition(&snapshot(true)).unwrap();
+    assert_eq!((value(&text, bytes), value(&text, of_prod)), (12.0, 1.0));
+    drop(draining);
+    back.passed(Direction::ToDatabase, 1);
+    let text = metrics.exposition(&snapshot(true)).unwrap();
+    assert_eq!(value(&text, bytes), 13.0);
+    assert!(!text.contains(of_prod), "nobody has it any more");
+}
+
+#[test]
+fn seconds_go_on_when_what_measures_them_is_replaced() {
+    let metrics = Metrics::new().unwrap();
+    let _handles = (metrics.bastion(&name("prod")), metrics.database(&name("analytics"), &[name("prod")]));
+    for (total, expected) in [
+        (100.0, 100.0),
+        (130.0, 130.0),
+        // Its parts do not end at one moment.
+        (129.9, 130.0),
+        (131.0, 131.0),
+        // Another one.
+        (4.0, 135.0),
+        (6.5, 137.5),
+    ] {
+        let mut snapshot = snapshot(true);
+        snapshot.bastions[0].uptime_seconds = total;
+        snapshot.bastions[0].stalled_seconds = total;
+        snapshot.databases[0].uptime_seconds = total;
+        let text = metrics.exposition(&snapshot).unwrap();
+        for series in [
+            "tunnel_uptime_seconds_total{bastion=\"prod\"}",
+            "session_stalled_seconds_total{bastion=\"prod\"}",
+            "database_uptime_seconds_total{database=\"analytics\"}",
+        ] {
+            assert_eq!(value(&text, series), expected, "{series} at {total}");
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_older_than_the_last_one_changes_nothing() {
+    let metrics = Metrics::new().unwrap();
+    let _bastion = metrics.bastion(&name("prod"));
+    let mut older = snapshot(true);
+    let mut newer = snapshot(true);
+    older.bastions[0].uptime_seconds = 1000.0;
+    newer.at = Stamp(newer.at.0 + Duration::from_secs(1));
+    metrics.exposition(&newer).unwrap();
+    let text = metrics.exposition(&older).unwrap();
+    let uptime = "tunnel_uptime_seconds_total{bastion=\"prod\"}";
+    assert_eq!(value(&text, uptime), 12.5);
+    // Nor is the clock's stepping back more than a step.
+    assert_eq!(value(&metrics.exposition(&older).unwrap(), uptime), 1000.0);
+}
+
+#[test]
+fn what_has_gone_since_the_snapshot_was_taken_stays_away() {
+    let metrics = Metrics::new().unwrap();
+    let before = series(&metrics.exposition(&snapshot(true)).unwrap());
+    drop((metrics.bastion(&name("prod")), metrics.database(&name("analytics"), &[name("prod")])));
+    assert_eq!(series(&metrics.exposition(&snapshot(true)).unwrap()), before);
+}
+
+#[test]
+fn another_order_of_the_bastions_resets_nothing() {
+    let metrics = Metrics::new().unwrap();
+    let database = metrics.database(&name("analytics"), &[name("prod"), name("spare")]);
+    database.channel_failed(&name("prod"), Cause::ChannelProhibited);
+    database.set_bastions(&[name("spare"), name("prod")]);
+    database.channel_failed(&name("prod"), Cause::ChannelProhibited);
+    let text = metrics.exposition(&snapshot(true)).unwrap();
+    let failures = |bastion: &str| {
+        format!(
+            "channel_failures_total{{bastion=\"{bastion}\",database=\"analytics\",reason=\"prohibited\"}}"
+        )
+    };
+    assert_eq!(value(&text, &failures("prod")), 2.0);
+    let info = text.lines().filter(|line| line.starts_with("tunnelkeeper_database_bastion_info"));
+    let info: Vec<&str> = info.map(|line| line.split_once('{').unwrap().1).collect();
+    assert_eq!(
+        info,
+        [
+            "bastion=\"prod\",database=\"analytics\",preference=\"1\"} 1",
+            "bastion=\"spare\",database=\"analytics\",preference=\"0\"} 1"
+        ]
+    );
+    database.set_bastions(&[name("spare")]);
+    let text = metrics.exposition(&snapshot(true)).unwrap();
+    assert!(!text.contains(&failures("prod")) && text.contains(&failures("spare")));
+}
+
+#[test]
+fn who_comes_while_another_goes_has_all_series() {
+    let metrics = Metrics::new().unwrap();
+    for _ in 0..50 {
+        let old = metrics.bastion(&name("prod"));
+        let new = std::thread::scope(|threads| {
+            threads.spawn(move || drop(old));
+            threads.spawn(|| metrics.bastion(&name("prod"))).join().unwrap()
+        });
+        new.lost(Cause::SessionReset);
+        let text = metrics.exposition(&snapshot(true)).unwrap();
+        let losses = "session_losses_total{bastion=\"prod\",reason=\"reset\"}";
+        assert!(value(&text, losses) > 0.0);
+        assert_eq!(value(&text, "tunnel_up{bastion=\"prod\"}"), 1.0);
+    }
+}

@@ -93,7 +93,7 @@ impl Supervisor {
 
     fn start_database(&mut self, route: Route<Tunnel>, claims: Vec<Arc<Claim>>) {
         let plan = Arc::clone(&route.plan);
-        let metrics = self.parts.database_metrics(&plan);
+        let metrics = Arc::new(self.parts.metrics.database(&plan.name, &plan.bastions));
         let (drain, cut) = (self.drain.child_token(), self.cut.child_token());
         let stop_probe = self.stop.child_token();
         let (send, route) = watch::channel(Arc::new(route));
