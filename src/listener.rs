@@ -73,8 +73,9 @@ impl Listener {
 /// Accepts from claims, on the runtime on which it was made.
 #[derive(Debug)]
 pub struct Bound {
-    claims: Vec<Arc<Claim>>,
+    /// They go first: once nobody holds a claim, its address is to be had.
     listeners: Vec<Listener>,
+    claims: Vec<Arc<Claim>>,
     shortage: OnceAMinute,
 }
 
@@ -94,7 +95,8 @@ impl Bound {
     /// When it cannot be bound.
     pub fn tcp(address: SocketAddr) -> Result<Self, BindError> {
         let at = ListenAt::Address(LocalAddress::Tcp(address));
-        let claim = tcp::bind(address).map_err(|why| BindError { at: at.clone(), why })?;
+        let claim = tcp::bind(address);
+        let claim = claim.map_err(|error| BindError { at: at.clone(), why: tcp::explain(&error) })?;
         Self::new(vec![Arc::new(claim)]).map_err(|error| BindError { at, why: plain(&error) })
     }
 

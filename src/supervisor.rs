@@ -8,7 +8,7 @@ mod databases;
 mod keep;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -25,6 +25,7 @@ use crate::metrics::{BastionMetrics, Metrics};
 use crate::settings::plan::{BastionPlan, Plan};
 use crate::socket_table::SocketTable;
 use crate::ssh::BufferMemory;
+use crate::state::ClientRoll;
 use bastions::RunningBastion;
 use databases::RunningDatabase;
 
@@ -65,6 +66,8 @@ pub struct Supervisor {
     bastions: BTreeMap<Name, RunningBastion>,
     databases: BTreeMap<Name, RunningDatabase>,
     forwards: JoinSet<()>,
+    /// The clients of every forward, those of databases that were removed and still drain included.
+    rolls: Vec<Weak<ClientRoll>>,
     others: JoinSet<()>,
     drain: CancellationToken,
     cut: CancellationToken,
@@ -81,6 +84,7 @@ impl Supervisor {
             bastions: BTreeMap::new(),
             databases: BTreeMap::new(),
             forwards: JoinSet::new(),
+            rolls: Vec::new(),
             others: JoinSet::new(),
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -96,6 +100,14 @@ impl Supervisor {
         self.remove_databases(plan);
         self.remove_bastions(plan);
         self.tell_jumps();
+        self.forget_ended();
+    }
+
+    /// What ended after it was removed leaves nothing behind.
+    fn forget_ended(&mut self) {
+        while self.forwards.try_join_next().is_some() {}
+        while self.others.try_join_next().is_some() {}
+        self.rolls.retain(|roll| roll.strong_count() > 0);
     }
 
     /// Dials every bastion that waits for its next attempt.
@@ -128,8 +140,7 @@ impl Supervisor {
     }
 
     fn clients(&self) -> usize {
-        let databases = self.parts.board.snapshot().databases;
-        databases.iter().map(|database| database.clients_active + database.clients_held).sum()
+        self.rolls.iter().filter_map(Weak::upgrade).map(|roll| roll.len()).sum()
     }
 }
 

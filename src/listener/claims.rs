@@ -39,10 +39,7 @@ impl Claim {
     /// # Errors
     /// One sentence, when the system refuses.
     pub fn set_access(&self, plan: &ListenPlan) -> Result<(), String> {
-        match (&self.file, &self.address) {
-            (Some(_), LocalAddress::Unix(path)) => unix::set_access(path, plan),
-            _ => Ok(()),
-        }
+        self.file.as_ref().map_or(Ok(()), |file| file.set_access(plan))
     }
 
     /// A descriptor of its own for whoever accepts.
@@ -56,11 +53,14 @@ impl Claim {
     }
 }
 
+/// An address as the configuration says it, and what it has become.
+type Staked = (ListenAt, Vec<Weak<Claim>>);
+
 /// What is ours at the moment. It keeps nothing open but what systemd has handed over.
 #[derive(Default)]
 pub struct Claims {
     inherited: Inherited,
-    staked: Mutex<Vec<(ListenAt, Vec<Weak<Claim>>)>>,
+    staked: Mutex<Vec<Staked>>,
 }
 
 impl Claims {
@@ -92,17 +92,39 @@ impl Claims {
     fn stake_at(&self, at: &ListenAt, plan: &ListenPlan) -> Result<Vec<Arc<Claim>>, String> {
         let mut staked = self.staked.lock().unwrap_or_else(PoisonError::into_inner);
         staked.retain(|(_, claims)| claims.iter().all(|claim| claim.strong_count() > 0));
-        if let Some((_, claims)) = staked.iter().find(|(known, _)| may_share(known, at)) {
-            return Ok(claims.iter().filter_map(Weak::upgrade).collect());
+        if let Some((_, claims)) = staked.iter().find(|(known, _)| may_share(known, at))
+            // Its last holder may let go at this moment.
+            && let Some(claims) = claims.iter().map(Weak::upgrade).collect::<Option<Vec<_>>>()
+        {
+            if matches!(at, ListenAt::Address(LocalAddress::Unix(_))) {
+                // What it is given to when the plan is applied.
+                unix::find_group(plan)?;
+            }
+            return Ok(claims);
         }
         let claims = match at {
-            ListenAt::Address(LocalAddress::Tcp(address)) => vec![tcp::bind(*address)?],
+            ListenAt::Address(LocalAddress::Tcp(address)) => {
+                vec![tcp::bind(*address).map_err(|error| explain(&error, at, &staked))?]
+            }
             ListenAt::Address(LocalAddress::Unix(path)) => vec![unix::bind(path, plan)?],
             ListenAt::Systemd(name) => self.inherited.named(name, plan.allow_remote_clients)?,
         };
         let claims: Vec<Arc<Claim>> = claims.into_iter().map(Arc::new).collect();
         staked.push((at.clone(), claims.iter().map(Arc::downgrade).collect()));
         Ok(claims)
+    }
+}
+
+/// No plan has two addresses that clash, so what is in the way and ours is given up by the plan that is prepared.
+fn explain(error: &io::Error, at: &ListenAt, staked: &[Staked]) -> String {
+    let ours = staked.iter().filter(|(known, _)| matches!(known, ListenAt::Address(_)));
+    let mut held = ours.flat_map(|(_, claims)| claims).filter_map(Weak::upgrade);
+    match held.find(|claim| ListenAt::Address(claim.address.clone()).clashes(at)) {
+        Some(claim) if error.kind() == io::ErrorKind::AddrInUse => format!(
+            "is still held as {} until this is applied: restart the daemon, or take that out in a reload of its own first",
+            claim.address
+        ),
+        _ => tcp::explain(error),
     }
 }
 

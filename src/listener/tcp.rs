@@ -10,11 +10,7 @@ use super::{BACKLOG, Claim};
 use crate::failure::plain;
 use crate::local::LocalAddress;
 
-pub(super) fn bind(address: SocketAddr) -> Result<Claim, String> {
-    listen(address).map_err(|error| explain(&error))
-}
-
-fn listen(address: SocketAddr) -> io::Result<Claim> {
+pub(super) fn bind(address: SocketAddr) -> io::Result<Claim> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restart must not wait for the kernel to forget the last run's connections.
     socket.set_reuse_address(true)?;
@@ -28,7 +24,7 @@ fn listen(address: SocketAddr) -> io::Result<Claim> {
     Claim::new(socket, LocalAddress::Tcp(bound), None)
 }
 
-fn explain(error: &io::Error) -> String {
+pub(super) fn explain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => "is in use by another program: stop it, or listen elsewhere".to_owned(),
         io::ErrorKind::AddrNotAvailable => {

@@ -1,5 +1,5 @@
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -168,4 +168,63 @@ async fn what_is_ours_already_is_the_same_claim() {
     let claimed = claims.stake(&other).unwrap();
     claimed[1].set_access(&ListenPlan { socket_mode: 0o666, ..other }).unwrap();
     assert_eq!(fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666);
+}
+
+#[tokio::test]
+async fn whom_a_socket_is_for_can_be_changed_and_changed_back() {
+    let (_dir, path) = place();
+    let claims = Claims::default();
+    let plan = plan(vec![LocalAddress::Unix(path.clone())]);
+    let group = || fs::symlink_metadata(&path).unwrap().gid();
+    let claimed = claims.stake(&plan).unwrap();
+    let own = group();
+    // Only root may give a file to whom it likes.
+    if nix::unistd::geteuid().is_root() {
+        let given = ListenPlan { socket_group: Some("4711".to_owned()), ..plan.clone() };
+        claimed[0].set_access(&given).unwrap();
+        assert_eq!(group(), 4711);
+    }
+    claimed[0].set_access(&plan).unwrap();
+    assert_eq!(group(), own);
+    let unknown = ListenPlan { socket_group: Some("no such group".to_owned()), ..plan };
+    let error = claims.stake(&unknown).unwrap_err().to_string();
+    assert!(error.contains("there is no group \"no such group\""), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_and_ours_is_said_to_be() {
+    let claims = Claims::default();
+    let any = plan(vec![LocalAddress::Tcp("127.0.0.1:0".parse().unwrap())]);
+    let port = claims.stake(&any).unwrap()[0].address().tcp().unwrap().port();
+    let [narrow, wide] = ["127.0.0.1", "0.0.0.0"]
+        .map(|ip| plan(vec![LocalAddress::Tcp(format!("{ip}:{port}").parse().unwrap())]));
+    for (ours, other) in [(&narrow, &wide), (&wide, &narrow)] {
+        let held = claims.stake(ours).unwrap();
+        let error = claims.stake(other).unwrap_err().to_string();
+        let (ours, other) = (held[0].address(), &other.at[0]);
+        let expected = format!(
+            "{other} is still held as {ours} until this is applied: restart the daemon, or take that out in a reload of \
+             its own first"
+        );
+        assert_eq!(error, expected);
+    }
+    let _another = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let error = claims.stake(&narrow).unwrap_err().to_string();
+    assert!(error.ends_with("is in use by another program: stop it, or listen elsewhere"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_stakes_while_another_lets_go_has_it_or_hears_why_not() {
+    let (_dir, path) = place();
+    let claims = Arc::new(Claims::default());
+    let plan = plan(vec![LocalAddress::Unix(path)]);
+    for _ in 0..200 {
+        let Ok(held) = claims.stake(&plan) else { continue };
+        let bound = Bound::new(held).unwrap();
+        let going = std::thread::spawn(move || drop(bound));
+        if let Ok(staked) = claims.stake(&plan) {
+            assert_eq!(staked.len(), 1, "it would listen nowhere");
+        }
+        going.join().unwrap();
+    }
 }

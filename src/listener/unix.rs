@@ -27,11 +27,32 @@ const MAX_COMMAND: usize = 64;
 pub(super) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    /// The group that it was made with: the process's own, or that of a directory which passes its own on.
+    group: u32,
 }
 
 impl SocketFile {
     fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: identity(&fs::symlink_metadata(path)?) })
+        let made = fs::symlink_metadata(path)?;
+        Ok(Self { path: path.to_owned(), identity: identity(&made), group: made.gid() })
+    }
+
+    /// Gives it its group and its mode. No link is followed: whoever may write there could have put one in its place.
+    pub(super) fn set_access(&self, plan: &ListenPlan) -> Result<(), String> {
+        let path = &self.path;
+        let cannot = |error: io::Error| explain(&error, path);
+        let named = find_group(plan)?;
+        let group = named.unwrap_or(self.group);
+        if fs::symlink_metadata(path).map_err(cannot)?.gid() != group {
+            lchown(path, None, Some(group)).map_err(|error| {
+                let own = || "the group that it was made with".to_owned();
+                let whom = plan.socket_group.as_ref().map_or_else(own, |name| format!("group \"{name}\""));
+                format!("cannot be given to {whom}: {}: make the daemon's user a member of it", plain(&error))
+            })?;
+        }
+        let mode = Mode::from_bits_truncate(plan.socket_mode);
+        let set = fchmodat(AT_FDCWD, path, mode, FchmodatFlags::NoFollowSymlink);
+        set.map_err(|error| cannot(error.into()))
     }
 }
 
@@ -55,31 +76,19 @@ pub(super) fn bind(path: &Path, plan: &ListenPlan) -> Result<Claim, String> {
     socket.bind(&SockAddr::unix(path).map_err(cannot)?).map_err(cannot)?;
     let file = SocketFile::new(path).map_err(cannot)?;
     // Until it listens, the kernel refuses every connection.
-    set_access(path, plan)?;
+    file.set_access(plan)?;
     socket.listen(BACKLOG).map_err(cannot)?;
     Claim::new(socket, LocalAddress::Unix(path.to_owned()), Some(file)).map_err(cannot)
 }
 
-/// Gives a socket its group and its mode. No link is followed: whoever may write there could have put one in its place.
-pub(super) fn set_access(path: &Path, plan: &ListenPlan) -> Result<(), String> {
-    if let Some(name) = plan.socket_group.as_deref() {
-        let group = find_group(name)?;
-        lchown(path, None, Some(group)).map_err(|error| {
-            let text = plain(&error);
-            format!("cannot be given to group \"{name}\": {text}: make the daemon's user a member of it")
-        })?;
-    }
-    let mode = Mode::from_bits_truncate(plan.socket_mode);
-    let set = fchmodat(AT_FDCWD, path, mode, FchmodatFlags::NoFollowSymlink);
-    set.map_err(|error| explain(&error.into(), path))
-}
-
-fn find_group(name: &str) -> Result<u32, String> {
+/// The group that a plan names, if it names one.
+pub(super) fn find_group(plan: &ListenPlan) -> Result<Option<u32>, String> {
+    let Some(name) = plan.socket_group.as_deref() else { return Ok(None) };
     match Group::from_name(name) {
-        Ok(Some(group)) => Ok(group.gid.as_raw()),
-        _ => name.parse().map_err(|_| {
+        Ok(Some(group)) => Ok(Some(group.gid.as_raw())),
+        _ => name.parse().map(Some).map_err(|_| {
             format!(
-                "cannot be made: there is no group \"{name}\": make it (groupadd), or correct `socket_group`"
+                "cannot be set up: there is no group \"{name}\": make it (groupadd), or correct `socket_group`"
             )
         }),
     }

@@ -15,7 +15,7 @@ pub(super) fn refuse_shared_addresses(report: &mut Report) {
     let listeners = std::mem::take(&mut report.listeners);
     for (index, Listener { at, source, key }) in listeners.iter().enumerate() {
         let mut earlier = listeners.iter().take(index);
-        let Some(other) = earlier.find(|other| clash(&other.at, at)) else { continue };
+        let Some(other) = earlier.find(|other| other.at.clashes(at)) else { continue };
         let advice = match at {
             ListenAt::Address(LocalAddress::Tcp(_)) => "choose another port",
             ListenAt::Address(LocalAddress::Unix(_)) => "choose another path",
@@ -32,12 +32,16 @@ pub(super) fn refuse_shared_addresses(report: &mut Report) {
     }
 }
 
-fn clash(one: &ListenAt, other: &ListenAt) -> bool {
-    match (one, other) {
-        (ListenAt::Address(LocalAddress::Tcp(one)), ListenAt::Address(LocalAddress::Tcp(other))) => {
-            ports_clash(*one, *other)
+impl ListenAt {
+    /// Whether only one of them can be listened on at a time.
+    #[must_use]
+    pub fn clashes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Address(LocalAddress::Tcp(one)), Self::Address(LocalAddress::Tcp(other))) => {
+                ports_clash(*one, *other)
+            }
+            (one, other) => one == other,
         }
-        (one, other) => one == other,
     }
 }
 

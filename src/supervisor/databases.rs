@@ -47,15 +47,20 @@ impl RunningDatabase {
         info!(database = %route.plan.name, "the database's configuration has changed");
         self.plan = Arc::clone(&route.plan);
         self.metrics.set_bastions(&self.plan.bastions);
-        for claim in claims.iter().flatten() {
-            if let Err(why) = claim.set_access(&self.plan.forward.listen) {
-                error!(database = %self.plan.name, listen = %claim.address(), why, "the socket stays as it was");
-            }
-        }
         if let Some(claims) = claims {
+            set_access(&claims, &self.plan);
             self.claims.send_replace(claims);
         }
         self.route.send_replace(Arc::new(route));
+    }
+}
+
+/// A socket may have been another database's, or this one's with other keys.
+fn set_access(claims: &[Arc<Claim>], plan: &DatabasePlan) {
+    for claim in claims {
+        if let Err(why) = claim.set_access(&plan.forward.listen) {
+            error!(database = %plan.name, listen = %claim.address(), why, "the socket stays as it was");
+        }
     }
 }
 
@@ -93,6 +98,7 @@ impl Supervisor {
 
     fn start_database(&mut self, route: Route<Tunnel>, claims: Vec<Arc<Claim>>) {
         let plan = Arc::clone(&route.plan);
+        set_access(&claims, &plan);
         let metrics = Arc::new(self.parts.metrics.database(&plan.name, &plan.bastions));
         let (drain, cut) = (self.drain.child_token(), self.cut.child_token());
         let stop_probe = self.stop.child_token();
@@ -109,6 +115,7 @@ impl Supervisor {
         });
         let (probe, probe_unit) =
             probe::new(probe::Parts { route, metrics: Arc::clone(&metrics), stop: stop_probe.clone() });
+        self.rolls.push(Arc::downgrade(&forward.borrow().clients));
         self.parts.board.put_database(Arc::clone(&plan), forward.clone(), probe.clone());
         let (removed, removal) = oneshot::channel();
         let life = keep(format!("forward {}", plan.name), forward_unit);

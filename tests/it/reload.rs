@@ -4,6 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use nix::sys::signal::Signal;
 use tokio_postgres::Client;
 
 use crate::support::bastion::{make_key, public_line};
@@ -343,6 +344,48 @@ fn a_bastion_that_others_go_through_changes_too() {
     });
     daemon.wait_up("edge");
     assert!(runtime.block_on(answers(&client)));
+}
+
+#[test]
+fn a_listener_of_ours_that_is_in_the_way_is_said_to_be_ours() {
+    let bastion = Bastion::start();
+    let port = free_port();
+    let listening = |listen: &str| {
+        let listen = format!("{listen}:{port}\"\nallow_remote_clients = true");
+        let database = Postgres::shared().unprobed_section("analytics", "prod");
+        let section = bastion.section("prod", bastion.port);
+        format!("{section}{}", database.replace("127.0.0.1:0\"", &listen))
+    };
+    let daemon = Daemon::start(&listening("127.0.0.1"));
+    let problems = daemon.reload(&listening("0.0.0.0"));
+    let expected = format!("0.0.0.0:{port} is still held as 127.0.0.1:{port} until this is applied: restart");
+    assert!(problems.len() == 1 && problems[0].contains(&expected), "{problems:?}");
+    assert_eq!(runtime().block_on(job(daemon.address("analytics"))), Job::Done);
+}
+
+#[test]
+fn clients_of_a_database_that_went_and_came_back_are_waited_for() {
+    let bastion = Bastion::start();
+    let section = bastion.section("prod", bastion.port);
+    let database = |name: &str| Postgres::shared().section(name, "prod");
+    let both = format!("{section}{}{}", database("same"), database("analytics"));
+    let mut daemon = Daemon::start(&both);
+    daemon.wait_up("prod");
+    let runtime = runtime();
+    let client = runtime.block_on(connect(daemon.address("analytics"))).unwrap();
+    assert!(runtime.block_on(answers(&client)));
+    let bytes = "client_bytes_total{database=\"analytics\",direction=\"to_database\"}";
+    let count = daemon.metric(bytes);
+    assert!(count > 0.0);
+    assert!(daemon.reload(&format!("{section}{}", database("same"))).is_empty());
+    assert!(daemon.reload(&both).is_empty());
+    assert_eq!(daemon.database("analytics")["clients"].as_array().unwrap().len(), 0);
+    assert!(runtime.block_on(answers(&client)), "the old one's client is left alone");
+    eventually("both count into one series", || (daemon.metric(bytes) > count).then_some(()));
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait_event("waiting for clients to finish")["clients"], 1);
+    drop(client);
+    assert_eq!(daemon.wait().code(), Some(0));
 }
 
 #[test]
