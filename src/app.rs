@@ -114,7 +114,8 @@ impl Daemon {
         settings.notes.iter().for_each(warn_of);
         note_unused(&plan, claims.inherited());
         let memory = BufferMemory::new(plan.daemon.buffer_memory);
-        let listening: Vec<String> = databases.iter().map(|(name, claims)| describe(name, claims)).collect();
+        let describe = |(name, claims): (&Name, &Vec<_>)| format!("{name} on {}", addresses(claims));
+        let listening: Vec<String> = databases.iter().map(describe).collect();
         let mut supervisor = Supervisor::new(supervisor::Parts {
             lanes: Arc::clone(lanes),
             metrics: Arc::clone(&metrics),
@@ -173,9 +174,7 @@ impl Daemon {
         surroundings: &Surroundings,
         telemetry: &Telemetry,
     ) {
-        while let Some(Request::Reload) = signals.recv().await {
-            self.reload(surroundings, telemetry).await;
-        }
+        until_stopped(&mut signals, async || self.reload(surroundings, telemetry).await).await;
         let hurry = CancellationToken::new();
         let second = async {
             while let Some(Request::Reload) = signals.recv().await {}
@@ -196,6 +195,27 @@ impl Daemon {
         self.supervisor.end(patience, hurry).await;
         self.http_stop.cancel();
         info!("stopped");
+    }
+}
+
+/// Reloads as often as it is asked for, until it is asked to stop: a file system that hangs does not keep it from that.
+/// All who ask while one is under way are served by one more.
+async fn until_stopped(signals: &mut mpsc::UnboundedReceiver<Request>, mut reload: impl AsyncFnMut()) {
+    let mut asked = false;
+    loop {
+        if !asked && signals.recv().await != Some(Request::Reload) {
+            return;
+        }
+        asked = false;
+        let meanwhile = async {
+            while signals.recv().await == Some(Request::Reload) {
+                asked = true;
+            }
+        };
+        tokio::select! {
+            () = reload() => {}
+            () = meanwhile => return,
+        }
     }
 }
 
@@ -231,9 +251,9 @@ fn note_unused(plan: &Plan, inherited: &Inherited) {
     }
 }
 
-fn describe(name: &Name, claims: &[Arc<Claim>]) -> String {
+fn addresses(claims: &[Arc<Claim>]) -> String {
     let addresses: Vec<String> = claims.iter().map(|claim| claim.address().to_string()).collect();
-    format!("{name} on {}", addresses.join(" and "))
+    addresses.join(" and ")
 }
 
 /// How many clients the process may have: each takes a descriptor, and enough are left for sessions, HTTP and files.
@@ -260,4 +280,29 @@ fn raise_descriptor_limit() -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return USUAL_SOFT_LIMIT };
     let limit = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
     usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reload_that_hangs_does_not_keep_it_from_stopping() {
+        let (send, mut signals) = mpsc::unbounded_channel();
+        let mut reloads = 0;
+        send.send(Request::Reload).unwrap();
+        let reload = async || {
+            reloads += 1;
+            send.send(if reloads < 3 { Request::Reload } else { Request::Stop }).unwrap();
+            if reloads == 3 {
+                pending::<()>().await;
+            }
+            // Who asks while it runs is heard, and not forgotten.
+            tokio::task::yield_now().await;
+        };
+        until_stopped(&mut signals, reload).await;
+        assert_eq!(reloads, 3);
+    }
 }

@@ -7,8 +7,9 @@ use std::time::SystemTime;
 
 use tracing::{error, info, warn};
 
-use super::{Daemon, Staked, StartError, stake, warn_of};
+use super::{Daemon, Staked, StartError, addresses, note_unused, stake, warn_of};
 use crate::files;
+use crate::ids::Name;
 use crate::settings::plan::{DatabasePlan, Plan};
 use crate::settings::{self, Problem, Settings, Surroundings};
 use crate::snapshot::Stamp;
@@ -64,9 +65,19 @@ impl Daemon {
         telemetry.change(&plan.log);
         self.allow_remote_status.store(plan.http.allow_remote_status, Ordering::Relaxed);
         self.memory.set_limit(plan.daemon.buffer_memory);
+        self.say_added(&claims);
         self.supervisor.apply(&plan, claims);
+        note_unused(&plan, self.claims.inherited());
         self.plan = plan;
     }
+
+    fn say_added(&self, claims: &Staked) {
+        let known = |name: &Name| self.plan.databases.iter().any(|database| database.name == *name);
+        for (name, claims) in claims.iter().filter(|(name, _)| !known(name)) {
+            info!(database = %name, listen = addresses(claims), "the database has been added");
+        }
+    }
+
     /// Claims the addresses of databases that are new, or listen elsewhere.
     fn stake_new(&self, plan: &Plan) -> Result<Staked, StartError> {
         let same = |new: &Arc<DatabasePlan>| {

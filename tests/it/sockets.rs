@@ -185,6 +185,35 @@ fn a_socket_is_for_whom_the_configuration_says_and_goes_with_the_daemon() {
 }
 
 #[test]
+fn a_socket_that_changes_hands_is_for_whom_the_new_one_says() {
+    let (place, group) = (Place::new(), some_group());
+    let bastion = "[bastions.prod]\nhost = \"127.0.0.1\"\nport = 1\nuser = \"u\"\n";
+    let section = format!("{bastion}{}", place.section(""));
+    let keys = |group: &str| format!("socket_mode = \"0620\"\nsocket_group = {group:?}\n");
+    let access = || {
+        let metadata = fs::symlink_metadata(&place.path).unwrap();
+        (metadata.mode() & 0o7777, Gid::from_raw(metadata.gid()))
+    };
+    let daemon = Daemon::start(&section);
+    let before = access();
+    let renamed = section.replace("databases.analytics", "databases.reports");
+    // A group that does not exist changes nothing.
+    for section in [&section, &renamed] {
+        let problems = daemon.reload(&format!("{section}{}", keys("no such group")));
+        assert!(problems.len() == 1 && problems[0].contains("there is no group"), "{problems:?}");
+    }
+    assert_eq!((access(), daemon.database("analytics")["name"].as_str()), (before, Some("analytics")));
+    assert!(daemon.reload(&format!("{renamed}{}", keys(&group.name))).is_empty());
+    assert_eq!(access(), (0o620, group.gid));
+    let added = daemon.wait_event("the database has been added");
+    assert_eq!(added["database"], "reports");
+    assert_eq!(added["listen"], format!("unix:{}", place.path.display()));
+    assert!(daemon.reload(&renamed).is_empty());
+    assert_eq!(access(), before);
+    UnixStream::connect(&place.path).unwrap();
+}
+
+#[test]
 fn the_socket_of_a_daemon_that_was_killed_is_replaced() {
     let place = Place::new();
     let bastion = Bastion::start();
@@ -353,6 +382,13 @@ fn what_systemd_hands_over_and_what_not_is_named() {
     let daemon = Daemon::with(&config, |command| activate(command, "spare", loopback(), None));
     let note = daemon.wait_event("systemd handed over a socket that no database listens on");
     assert_eq!(note["name"], "spare");
+    // One that is not used any more.
+    let used = listening_on(&bastion, "\"systemd:analytics\"");
+    let daemon = Daemon::with(&used, |command| activate(command, "analytics", loopback(), None));
+    assert!(daemon.events("systemd handed over a socket that no database listens on").is_empty());
+    assert!(daemon.reload(&config).is_empty());
+    let note = daemon.wait_event("systemd handed over a socket that no database listens on");
+    assert_eq!(note["name"], "analytics");
     // One that is meant to be reached from elsewhere.
     let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
     let config = format!("{}allow_remote_clients = true\n", listening_on(&bastion, "\"systemd:analytics\""));
