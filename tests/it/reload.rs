@@ -206,7 +206,7 @@ fn new_sessions_are_there_before_the_old_ones_go() {
     // Somebody authorizes it, and says so.
     let keys = format!("{}\n{}", public_line(&bastion.path("identity")), public_line(&other));
     bastion.authorize(&keys);
-    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    daemon.signal(Signal::SIGHUP);
     eventually("only new sessions are left", || {
         let sessions = sessions(&daemon, "prod");
         (!sessions.is_empty() && sessions.iter().all(is_new)).then_some(())
