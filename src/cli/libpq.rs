@@ -12,6 +12,11 @@ use crate::snapshot::Database;
 /// libpq's words for how much TLS proves, in this order.
 pub(super) const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
+/// Whether TLS proves whom it speaks to.
+pub(super) fn verifies(mode: &str) -> bool {
+    matches!(mode, "verify-ca" | "verify-full")
+}
+
 /// The most bytes of a value: libpq reads a service file by lines of at most 1023.
 const MAX_VALUE: usize = 900;
 
@@ -75,7 +80,7 @@ pub(super) fn parameters(
     database: &Database,
     standpoint: &Standpoint,
 ) -> Result<Vec<(Parameter, String)>, String> {
-    let encrypts = matches!(database.sslmode.as_deref(), Some("require" | "verify-ca" | "verify-full"));
+    let encrypts = database.sslmode.as_deref().is_some_and(|mode| mode == "require" || verifies(mode));
     let (host, hostaddr, port) = match way(&database.listen, standpoint.elsewhere)? {
         Way::Tcp(address) => {
             let ip = address.ip().to_string();
@@ -85,7 +90,7 @@ pub(super) fn parameters(
         }
         Way::Unix(..) if encrypts => {
             return Err(format!(
-                "libpq never encrypts on Unix sockets, and tls.mode is \"{}\": let it listen on 127.0.0.1 too",
+                "libpq never encrypts on Unix sockets, and sslmode is \"{}\": let it listen on 127.0.0.1 too",
                 database.sslmode.as_deref().unwrap_or_default()
             ));
         }

@@ -1,6 +1,8 @@
 //! What jobs rely on: they wait for a database, reach it by its real name, know nothing of the configuration, and read
 //! in their own client's words what is wrong.
 
+mod tls;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
@@ -137,20 +139,6 @@ fn a_job_reaches_its_database_by_its_real_name() {
 }
 
 #[test]
-fn a_job_that_is_stricter_than_the_probe_stays_so() {
-    let (_bastion, daemon) = tunnel("", &verified("verify-ca"));
-    let job = Job::of(&daemon);
-    assert_eq!(job.environment(&[])["PGSSLMODE"], "verify-ca");
-    let arguments = psql_arguments();
-    let exec: Vec<&str> =
-        ["exec", "analytics", "--"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
-    let strict =
-        job.command(&exec).envs([("PGUSER", TRUSTED), ("PGSSLMODE", "verify-full")]).output().unwrap();
-    assert_eq!(strict.status.code(), Some(2), "{strict:?}");
-    assert!(err(&strict).contains("does not match host name \"127.0.0.1\""), "{strict:?}");
-}
-
-#[test]
 fn a_wildcard_listener_is_reached_on_loopback() {
     let section = Postgres::shared().section("analytics", "prod");
     let remote =
@@ -260,27 +248,6 @@ fn the_codes_of_exec_tell_our_failures_from_the_commands() {
         125,
         "no daemon answers at",
     );
-}
-
-#[test]
-fn roots_that_a_job_cannot_read_are_named_before_libpq_stumbles_over_them() {
-    let dir = TempDir::with_prefix("roots-").unwrap();
-    let ca = dir.path().join("ca.pem");
-    fs::copy(Postgres::shared().ca(), &ca).unwrap();
-    let section = verified("verify-full");
-    let section = section.replace(&Postgres::shared().ca().display().to_string(), &ca.display().to_string());
-    let (_bastion, daemon) = tunnel("", &section);
-    let job = Job::of(&daemon);
-    assert_eq!(job.run(&["wait"]).status.code(), Some(0));
-    // Nobody can read it then, whoever runs the tests.
-    fs::remove_file(&ca).unwrap();
-    let output = job.run(&["exec", "analytics", "--", "true"]);
-    assert_eq!(output.status.code(), Some(125), "{output:?}");
-    let text = err(&output);
-    assert!(text.contains(&format!("{}, which verifies it, cannot be read", ca.display())), "{text}");
-    let own = Postgres::shared().ca();
-    let mut brought = job.command(&["exec", "analytics", "--", "true"]);
-    assert_eq!(brought.env("PGSSLROOTCERT", own).status().unwrap().code(), Some(0));
 }
 
 #[test]
