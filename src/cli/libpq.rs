@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
+use crate::failure::one_line;
 use crate::snapshot::Database;
 
 /// libpq's words for how much TLS proves, in this order.
@@ -19,6 +20,9 @@ pub(super) fn verifies(mode: &str) -> bool {
 
 /// The most bytes of a value: libpq reads a service file by lines of at most 1023.
 const MAX_VALUE: usize = 900;
+
+/// The most characters of a list of listeners in a message, so that what to do is still said after it.
+const MAX_LISTED: usize = 200;
 
 /// A parameter of libpq.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +141,7 @@ fn way(listen: &[String], elsewhere: Option<IpAddr>) -> Result<Way, String> {
     if let Some(way) = listen.iter().find_map(tcp) {
         return Ok(way);
     }
-    let everywhere = listen.join(" and ");
+    let everywhere = one_line(&listen.join(" and "), MAX_LISTED);
     let everywhere = everywhere.escape_debug();
     match elsewhere {
         Some(ip) => Err(format!("it listens on {everywhere} of {ip}, which cannot be reached from this machine")),
