@@ -94,7 +94,8 @@ async fn ask(url: &str, path: &str) -> Result<Answer, Silence> {
     let socket = TcpStream::connect((host, port)).await.map_err(|error| {
         let text = plain(&error);
         Silence::Now(format!(
-            "no daemon answers at {url}: {text}: start it with `tunnelkeeper run`, or name its address with --url"
+            "no daemon answers at {url}: {text}: start it with `tunnelkeeper run`, or name its address (http.listen) \
+             with --url"
         ))
     })?;
     let elsewhere = elsewhere(&socket);
@@ -137,6 +138,12 @@ fn parse(url: &str) -> Result<(Authority, u16), String> {
         || format!("\"{}\" is not the address of a daemon: write http://HOST:PORT", url.escape_debug());
     let uri: Uri = url.parse().map_err(|_| wrong())?;
     let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(wrong)?;
+    if uri.path_and_query().is_some_and(|path| path.as_str() != "/") {
+        return Err(format!(
+            "\"{}\" has a path, and a daemon has none: write http://HOST:PORT",
+            url.escape_debug()
+        ));
+    }
     let port = match authority.as_str().strip_prefix(authority.host()) {
         Some("") => Some(80),
         rest => rest.and_then(|rest| rest.strip_prefix(':')).and_then(|port| port.parse().ok()),
@@ -187,9 +194,18 @@ mod tests {
         for (url, port) in [("http://localhost", 80), ("http://[::1]:9822/", 9822), ("http://a.b:1", 1)] {
             assert_eq!(parse(url).unwrap().1, port, "{url}");
         }
-        for bad in
-            ["", "localhost:9822", "https://h:1", "http://h:99999", "http://h:", "http://h:x", "http://\n"]
-        {
+        for bad in [
+            "",
+            "localhost:9822",
+            "https://h:1",
+            "http://h:99999",
+            "http://h:",
+            "http://h:x",
+            "http://\n",
+            "http://h:1/prefix",
+            "http://h:1/?x",
+            "http://h:1?x",
+        ] {
             let text = parse(bad).unwrap_err();
             assert!(text.contains("write http://HOST:PORT") && !text.contains('\n'), "{bad}: {text}");
         }
