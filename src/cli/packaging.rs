@@ -81,7 +81,11 @@ fn render(command: Command, page: &mut Vec<u8>) -> io::Result<()> {
     // Without a date: it is the same page for the same version, whenever it was made.
     writeln!(page, r#".TH TUNNELKEEPER 1 "" "{NAME} {}" "User Commands""#, env!("CARGO_PKG_VERSION"))?;
     whole.render_name_section(page)?;
-    whole.render_synopsis_section(page)?;
+    // The generator's own leaves out what --config takes.
+    let mut synopsis = Roff::new();
+    synopsis.control("SH", ["SYNOPSIS"]);
+    synopsis.text([bold(NAME), roman(" [--config FILE] COMMAND [ARGUMENT...]")]);
+    synopsis.to_writer(page)?;
     whole.render_description_section(page)?;
     whole.render_options_section(page)?;
     let mut commands = Roff::new();

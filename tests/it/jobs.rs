@@ -434,6 +434,7 @@ fn what_a_package_installs_is_well_formed() {
             "{command} is not in {commands:?}"
         );
     }
+    assert!(page.contains("tunnelkeeper\\fR [\\-\\-config FILE] COMMAND"), "{page}");
     assert!(page.contains("TUNNELKEEPER_URL") && page.contains("PGHOSTADDR"), "{page}");
 }
 
