@@ -111,8 +111,8 @@ enum Command {
     ///
     /// A database can be reached when the daemon takes clients, a tunnel for it is up and its probe, if it has one, has
     /// found it up: as /readyz/NAME says, but for a first probe that is still under way, which is waited for. So is a
-    /// daemon that does not run yet. When time is up, standard error tells for each database what is missing and why, and
-    /// the exit code is 1.
+    /// daemon that does not run yet. What is waited for is said on standard error after two seconds and whenever it
+    /// changes. When time is up, it says for each database what is missing and why, and the exit code is 1.
     Wait {
         /// The databases [default: all]
         names: Vec<String>,
@@ -132,8 +132,9 @@ enum Command {
     /// The command finds the way in libpq's variables: PGHOST is the database's real name, so that TLS can verify it,
     /// PGHOSTADDR and PGPORT are where the daemon listens (for a Unix socket PGHOST is its directory), and
     /// PGDATABASE, PGSSLMODE and PGSSLROOTCERT are as configured for the probe. User and password are the command's
-    /// own. Of what is set already, PGSERVICE is removed, since it would lead elsewhere; of two PGSSLMODE the stricter wins;
-    /// a PGSSLROOTCERT stays. No shell is involved: signals and the exit code are the command's.
+    /// own. Of what is set already, PGSERVICE is removed, since it would lead elsewhere; of two PGSSLMODE the stricter
+    /// wins, also where it rules out a Unix socket; a PGSSLROOTCERT stays; and a PGHOST that is to be verified has to be
+    /// the database's. No shell is involved: signals and the exit code are the command's.
     ///
     /// Exit codes of our own: 125 it did not come to the command, 126 the command cannot be run, 127 it is not there.
     Exec {
@@ -149,8 +150,8 @@ enum Command {
     },
     /// Print a connection service file for libpq with a section for each database
     ///
-    /// With the same fields as `exec`, for PGSERVICEFILE or ~/.pg_service.conf: `psql service=NAME` then leads to the database
-    /// NAME. A database that libpq cannot be led to has a comment that says why.
+    /// With the same fields as `exec`, for PGSERVICEFILE or ~/.pg_service.conf: `psql service=NAME` then leads to the
+    /// database NAME. A database that libpq cannot be led to has a comment that says why.
     ServiceFile {
         #[command(flatten)]
         daemon: DaemonAddress,

@@ -18,16 +18,19 @@ pub(super) fn ask(url: &str) -> Result<Status, Stop> {
 }
 
 /// The database of this name.
-pub(super) fn find<'a>(status: &'a Status, name: &str) -> Result<&'a Database, Stop> {
+///
+/// # Errors
+/// Why there is none.
+pub(super) fn find<'a>(status: &'a Status, name: &str) -> Result<&'a Database, String> {
     let snapshot = &status.snapshot;
     let found = snapshot.databases.iter().find(|database| database.name == name);
     found.ok_or_else(|| {
         let shown = name.escape_debug();
-        Stop::Failed(if snapshot.bastions.iter().any(|bastion| bastion.name == name) {
+        if snapshot.bastions.iter().any(|bastion| bastion.name == name) {
             format!("\"{shown}\" is a bastion: name a database behind it")
         } else {
             format!("the daemon has no database \"{shown}\": `tunnelkeeper status` shows those that it has")
-        })
+        }
     })
 }
 

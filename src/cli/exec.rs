@@ -71,7 +71,8 @@ fn environment(
         let value = variables.get(variable).filter(|value| !value.is_empty());
         value.map(|value| value.to_string_lossy().into_owned())
     };
-    let changes = changes(find(&status, name)?, &standpoint(&status), own).map_err(cannot)?;
+    let database = find(&status, name).map_err(Stop::Failed)?;
+    let changes = changes(database, &standpoint(&status), own).map_err(cannot)?;
     let roots = changes.iter().find(|(variable, _)| *variable == Parameter::SslRootCert.variable());
     if let Some((_, Some(file))) = roots.filter(|(_, file)| file.as_deref() != Some("system")) {
         files::open(Path::new(file)).map_err(|error| cannot(unreadable(file, &error)))?;

@@ -42,6 +42,16 @@ impl Standing {
         self.reachable
     }
 
+    /// What is missing, without what changes while it stays the same, such as how long it has been so.
+    pub(super) fn reasons(&self) -> impl Iterator<Item = [&str; 4]> {
+        self.missing.iter().map(|missing| {
+            let failure = missing.failure.as_ref();
+            let [phase, reason] =
+                failure.map_or([""; 2], |trouble| [trouble.phase.as_str(), trouble.reason.as_str()]);
+            [self.name.as_str(), missing.check, phase, reason]
+        })
+    }
+
     /// One line; whatever answered may have put anything into it.
     pub(super) fn line(&self) -> String {
         let Self { name, reachable, missing } = self;
@@ -81,7 +91,7 @@ fn missing(snapshot: &Snapshot, database: &Database) -> Vec<Missing> {
     let text = match database.probe.verdict.as_str() {
         "down" => "the probe says down",
         // What comes first after a start is the tunnel, and then the probe.
-        "unknown" if database.up => "the first probe is not finished",
+        "unknown" if database.up => "no probe has succeeded yet",
         _ => return missing,
     };
     let failure = database.probe.last_failure.clone();
@@ -139,7 +149,7 @@ mod tests {
             "analytics is not reachable: the probe says down: db_login rejected: the  [2Jdetail (hint: heal rejected)"
         );
         let line = standing(0, probe("unknown"));
-        assert!(line.starts_with("analytics is not reachable: the first probe is not finished: "), "{line}");
+        assert!(line.starts_with("analytics is not reachable: no probe has succeeded yet: "), "{line}");
         let line = standing(0, |snapshot| snapshot.daemon.ready = false);
         assert!(line.ends_with(": the daemon is not ready: draining: the daemon was told to stop"), "{line}");
         let line = standing(0, |snapshot| snapshot.databases.swap(0, 1));

@@ -6,6 +6,7 @@ mod tls;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -258,10 +259,13 @@ fn wait_begins_before_the_daemon() {
     let once = job.run(&["wait", "--timeout", "0s"]);
     assert_eq!(once.status.code(), Some(1), "{once:?}");
     assert!(err(&once).contains("no daemon answers at"), "{once:?}");
-    let mut waiting = job.command(&["wait", "analytics"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut waiting = job.command(&["wait", "analytics", "--format", "json"]);
+    let mut waiting = waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let dir = TempDir::with_prefix("state-").unwrap();
     let bastion = Bastion::start();
-    assert_eq!(waiting.try_wait().unwrap(), None, "it did not wait");
+    let mut said = BufReader::new(waiting.stderr.take().unwrap()).lines();
+    let first = said.next().unwrap().unwrap();
+    assert!(first.starts_with("tunnelkeeper: waiting: no daemon answers at"), "{first}");
     let _daemon = Daemon::start(&format!(
         "[http]\nlisten = \"127.0.0.1:{port}\"\n[daemon]\nstate_dir = {:?}\n{}{}",
         dir.path(),
@@ -270,7 +274,10 @@ fn wait_begins_before_the_daemon() {
     ));
     let output = waiting.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(out(&output), "analytics is reachable\n");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["reachable"], &report["error"]), (&true.into(), &Value::Null), "{report}");
+    let rest: Vec<String> = said.map(Result::unwrap).collect();
+    assert!(rest.iter().all(|line| line.starts_with("tunnelkeeper: waiting: ")), "{rest:?}");
 }
 
 #[test]
@@ -308,6 +315,10 @@ fn wait_says_what_is_missing_and_why() {
         let unknown = job.run(&["wait", name, "unprobed", "--timeout", "1h"]);
         assert_eq!((unknown.status.code(), out(&unknown).as_str()), (Some(1), ""), "{unknown:?}");
         assert!(err(&unknown).contains(words), "{unknown:?}");
+        let json = job.run(&["wait", name, "--timeout", "1h", "--format", "json"]);
+        let report: Value = serde_json::from_slice(&json.stdout).unwrap();
+        assert_eq!((json.status.code(), &report["reachable"]), (Some(1), &false.into()), "{report}");
+        assert!(report["error"].as_str().unwrap().contains(words), "{report}");
     }
     let json = job.run(&["wait", "lost", "unprobed", "--timeout", "0s", "--format", "json"]);
     assert_eq!(json.status.code(), Some(1));
