@@ -133,8 +133,8 @@ enum Command {
     /// PGHOSTADDR and PGPORT are where the daemon listens (for a Unix socket PGHOST is its directory), and
     /// PGDATABASE, PGSSLMODE and PGSSLROOTCERT are as configured for the probe. User and password are the command's
     /// own. Of what is set already, PGSERVICE is removed, since it would lead elsewhere; of two PGSSLMODE the stricter
-    /// wins, also where it rules out a Unix socket; a PGSSLROOTCERT stays; and a PGHOST that is to be verified has to be
-    /// the database's. No shell is involved: signals and the exit code are the command's.
+    /// wins, also where it rules out a Unix socket; a PGSSLROOTCERT stays; and a PGHOST that is to be verified has to
+    /// be the database's. No shell is involved: signals and the exit code are the command's.
     ///
     /// Exit codes of our own: 125 it did not come to the command, 126 the command cannot be run, 127 it is not there.
     Exec {
