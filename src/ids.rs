@@ -154,6 +154,38 @@ pub fn check_socket_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks the path of a Unix socket on a bastion: one that may also stand in a line of its `authorized_keys` and
+/// `sshd_config`, where these characters would end it and begin an option.
+///
+/// # Errors
+/// Says in one sentence what is wrong with it.
+pub fn check_remote_socket_path(path: &str) -> Result<(), String> {
+    check_socket_path(path)?;
+    match path.chars().find(|c| c.is_whitespace() || r#""\,[]"#.contains(*c)) {
+        Some(character) => Err(format!(
+            "\"{}\" has {character:?} in it, which sshd cannot be told of: choose a path without",
+            path.escape_debug()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks the name of an account on a bastion. Commands that are printed for people to run there have it in them, so it
+/// must mean nothing to a shell, nor to `sshd_config`, whose patterns have `*`, `?`, `!` and `,`.
+///
+/// # Errors
+/// Says in one sentence what is wrong with it.
+pub fn check_account(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    let odd = |c: char| c.is_whitespace() || c.is_control() || r#""'`$;&|<>()*?!,{}[]\"#.contains(c);
+    if name.starts_with(['-', '#', '~']) || name.contains(odd) {
+        return Err(format!("\"{}\" is not the name of an account", name.escape_debug()));
+    }
+    Ok(())
+}
+
 /// Checks a host: a DNS name or an IP address, without a port, a user or a scheme.
 ///
 /// # Errors
@@ -246,6 +278,27 @@ mod tests {
         ] {
             let text = check_socket_path(bad).unwrap_err();
             assert!(text.contains(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn paths_on_a_bastion_hold_no_options() {
+        assert_eq!(check_remote_socket_path("/run/postgresql/.s.PGSQL.5432"), Ok(()));
+        for bad in ["/a b", "/a\u{a0}b", "/a\"b", "/a\\b", "/a,b", "/a[b", "/a]b", "/a\nb", "a"] {
+            assert!(check_remote_socket_path(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn accounts() {
+        for good in ["tunnelkeeper", "_me", "a.b-c_d", "me@example.org", "me:target", "me#domain@host"] {
+            assert_eq!(check_account(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "", "-a", "a b", "a;b", "a$b", "a`b", "a|b", "a&b", "a<b", "a>b", "a\"b", "a'b", "a\nb", "a,b",
+            "*",
+        ] {
+            assert!(check_account(bad).is_err(), "{bad:?} was accepted");
         }
     }
 

@@ -11,7 +11,7 @@ use super::database::no_such_bastion;
 use super::plan::{AgentPlan, BastionPlan, DaemonPlan, IdentityPlan};
 use super::reader::{Given, Report, Section};
 use super::trust;
-use super::values::{Argv, BastionName, Host, Port, Setting, Whole, show_duration};
+use super::values::{Account, Argv, BastionName, Host, Port, Setting, Whole, show_duration};
 use crate::backoff::Bounds;
 use crate::ids::{HostPort, Name};
 use crate::placement::PoolBounds;
@@ -28,7 +28,7 @@ pub(super) fn read(
 ) -> Option<Arc<BastionPlan>> {
     let host: Option<Host> = section.require("host", report);
     let port: Port = section.get_or("port", Whole(22), report);
-    let user: Option<String> = section.require("user", report);
+    let user: Option<Account> = section.require("user", report);
     let jump = read_jump(&mut section, known, report);
     let proxy_command: Option<Argv> = section.get("proxy_command", report);
     if jump.is_some() && proxy_command.is_some() {
@@ -54,7 +54,7 @@ pub(super) fn read(
     Some(Arc::new(BastionPlan {
         name,
         at: HostPort::new(&host?.0, port.port()),
-        user: user?,
+        user: user?.0,
         jump,
         proxy_command: proxy_command.map(|Argv(words)| words),
         identity: identity?,

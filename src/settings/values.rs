@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::reader::{Given, is_from_environment};
 use crate::host_keys::Fingerprint;
-use crate::ids::{Name, check_host, check_socket_path};
+use crate::ids::{Name, check_account, check_host, check_remote_socket_path};
 use crate::secret::{Secret, SecretSource};
 
 /// A value that a key may have.
@@ -239,6 +239,20 @@ impl Setting for Host {
     }
 }
 
+/// The name of an account on a bastion.
+#[derive(Clone)]
+pub(super) struct Account(pub(super) String);
+
+impl Setting for Account {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        let text = text(given, "the name of an account")?;
+        check_account(text).map(|()| Self(text.to_owned()))
+    }
+    fn show(&self) -> Json {
+        json!(self.0)
+    }
+}
+
 /// A host name, an IP address, or the path of a Unix socket on the bastion.
 #[derive(Clone)]
 pub(super) struct HostOrSocket(pub(super) String);
@@ -252,7 +266,7 @@ impl HostOrSocket {
 impl Setting for HostOrSocket {
     fn read(given: &Given<'_>) -> Result<Self, String> {
         let text = text(given, "a host name, an IP address or the path of a Unix socket")?;
-        let check = if text.starts_with('/') { check_socket_path } else { check_host };
+        let check = if text.starts_with('/') { check_remote_socket_path } else { check_host };
         check(text).map(|()| Self(text.to_owned()))
     }
     fn show(&self) -> Json {
