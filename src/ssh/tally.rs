@@ -51,6 +51,10 @@ impl Tally {
             let failure = Failure::new(Cause::AuthRejected, sentences.join("; "));
             return match self.wants_a_password(methods) {
                 true => failure.with_hint("set `password`, or let the bastion accept a key alone"),
+                // Keys are not what is wrong then.
+                false if self.password_rejected && self.rejected.len() == 1 => failure.with_hint(
+                    "correct `password`; the bastion's auth log says whether the account is locked",
+                ),
                 false => failure,
             };
         };
@@ -128,6 +132,15 @@ mod tests {
             "bastion:22 accepted the key C for \"me\", wants password as well and rejected the key A and the key B"
         );
         assert!(failure.hint().starts_with("set `password`"));
+    }
+
+    #[test]
+    fn a_rejected_password_alone_is_not_mended_with_a_key() {
+        let mut tally = Tally::new(&[], true);
+        tally.reject_password();
+        assert!(verdict(&tally, &[KEY, PASSWORD]).hint().starts_with("correct `password`"));
+        tally.reject("the key A".to_owned());
+        assert_eq!(verdict(&tally, &[KEY, PASSWORD]).hint(), Cause::AuthRejected.hint());
     }
 
     #[test]
