@@ -3,6 +3,7 @@
 //! [`crate::tunnel`] implements these traits over SSH channels; [`crate::forward`] and [`crate::probe`] use them
 //! through the [`Ways`] of their database, and are tested over streams in memory.
 
+mod queue;
 mod ways;
 
 use std::future::Future;
@@ -17,6 +18,7 @@ use crate::failure::Failure;
 use crate::ids::Target;
 use crate::settings::plan::DatabasePlan;
 use crate::state::TunnelState;
+pub use queue::Queue;
 pub use ways::{Avoid, Ways};
 
 /// A database, and the ways to it. It changes when the configuration does.

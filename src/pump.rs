@@ -6,7 +6,6 @@
 
 mod downlink;
 mod ferry;
-mod queue;
 
 use std::future::{pending, poll_fn};
 use std::sync::atomic::Ordering;

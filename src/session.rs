@@ -27,7 +27,7 @@ use crate::settings::show_duration;
 use crate::ssh::{BufferMemory, Connection, Gate};
 use crate::state::{CertificateTerm, SessionLoad, SessionPhase, SessionState};
 pub use way::Hop;
-use way::{Reached, Unreached, Way, reach};
+use way::{Owned, Reached, Unreached, Way, reach};
 
 /// The longest time between two looks at a session.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -162,24 +162,24 @@ impl Session {
             "session established"
         );
         // A connection is set once, so this cannot fail.
-        let _ = self.connection.set(connection.clone());
+        let _ = self.connection.set(Connection::clone(&connection));
         self.publish(SessionPhase::Established);
         self.keep_alive(&way, &connection, commands).await
     }
 
-    async fn establish(&self) -> Result<(Way, Connection), Exit> {
+    async fn establish(&self) -> Result<(Way, Owned), Exit> {
         let way = Way::open(&self.parts, |jump| self.state.send_modify(|state| state.jumps.push(jump))).await;
         let way = way.map_err(not_established)?;
         let gate = Gate::new(&self.parts.memory, Arc::clone(&self.load));
-        let reached = reach(&self.parts.plan, way.innermost(), gate).await;
-        let Reached { connection, address, certificate } = reached.map_err(|unreached| match way.lost() {
-            Some((jump, failure)) => {
-                not_established(Unreached { jump: Some(jump), ..Unreached::from(failure) })
-            }
-            None => not_established(unreached),
-        })?;
+        let reached = match reach(&self.parts.plan, way.innermost(), gate).await {
+            Ok(reached) => reached,
+            Err(unreached) => return Err(not_established(way.blame(None, unreached).await)),
+        };
+        let Reached { connection, address, certificate } = reached;
         self.state.send_modify(|state| (state.address, state.certificate) = (address, certificate));
-        self.first_ping(&connection).await.map_err(|failure| not_established(failure.into()))?;
+        if let Err(failure) = self.first_ping(&connection).await {
+            return Err(not_established(way.blame(None, failure.into()).await));
+        }
         connection.renounce_shells().await;
         Ok((way, connection))
     }

@@ -1,4 +1,4 @@
-//! What has come from the database and waits for the client: bytes in order, written many pieces at a time.
+//! What has come through a link and waits to be passed on: bytes in order, taken many pieces at a time.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -9,17 +9,22 @@ use bytes::{Buf, Bytes, BytesMut};
 /// bytes.
 const SMALL: usize = 4 << 10;
 
-/// Pieces handed to the kernel at a time.
+/// Pieces handed out at a time.
 const SLICES: usize = 32;
 
+/// Bytes in order. It costs little more memory than they are, however small the pieces are in which they come.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
+pub struct Queue {
     pieces: VecDeque<Bytes>,
     tail: BytesMut,
 }
 
 impl Queue {
-    pub(super) fn push(&mut self, bytes: Bytes) {
+    /// Adds a piece; an empty one is nothing.
+    pub fn push(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
         if bytes.len() < SMALL && !self.is_empty() {
             self.tail.extend_from_slice(&bytes);
             if self.tail.len() >= 8 * SMALL {
@@ -37,12 +42,14 @@ impl Queue {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.pieces.is_empty() && self.tail.is_empty()
     }
 
-    /// The next bytes to write; at least one piece, unless it is empty.
-    pub(super) fn with_slices<R>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+    /// The next bytes to pass on; at least one piece, unless it is empty.
+    pub fn with_slices<R>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let mut used = 0;
         let tail = (!self.tail.is_empty()).then_some(&self.tail[..]);
@@ -54,8 +61,8 @@ impl Queue {
         write(slices.get(..used).unwrap_or_default())
     }
 
-    /// So many of the next bytes were written.
-    pub(super) fn advance(&mut self, mut written: usize) {
+    /// So many of the next bytes were passed on.
+    pub fn advance(&mut self, mut written: usize) {
         while let Some(piece) = self.pieces.front_mut() {
             if written < piece.len() {
                 piece.advance(written);
@@ -103,6 +110,16 @@ mod tests {
             }
             prop_assert_eq!(taken, pieces.concat());
         }
+    }
+
+    #[test]
+    fn an_empty_piece_is_nothing() {
+        let mut queue = Queue::default();
+        queue.push(Bytes::new());
+        assert!(queue.is_empty());
+        queue.push(Bytes::from_static(b"x"));
+        queue.push(Bytes::new());
+        queue.with_slices(|slices| assert_eq!(slices.len(), 1));
     }
 
     #[test]

@@ -10,8 +10,7 @@ use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::Meter;
-use super::queue::Queue;
-use crate::dial::{Arrival, Inbound};
+use crate::dial::{Arrival, Inbound, Queue};
 use crate::failure::{Cause, Failure};
 
 /// How often a client that does not read is looked at.

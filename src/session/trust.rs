@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tracing::{debug, info, warn};
 
-use super::way::reach;
+use super::way::{Owned, reach};
 use crate::failure::{Cause, Failure, plain};
 use crate::files::{self, Existing};
 use crate::host_keys::{HostKey, HostKeyPolicy, KnownHosts, Renewal, Shown, Trust, Trusted};
@@ -168,13 +168,14 @@ pub(super) async fn renew(
 /// Those of any hop.
 pub async fn fetch(plan: &BastionPlan, jumps: &[Arc<BastionPlan>]) -> Result<Vec<HostKey>, Failure> {
     let memory = BufferMemory::new(usize::MAX);
-    let mut through: Option<Connection> = None;
+    let mut way: Vec<Owned> = Vec::new();
     for jump in jumps {
-        let reached = reach(jump, through.as_ref(), Gate::new(&memory, Arc::default())).await;
+        let through = way.last().map(|connection| &**connection);
+        let reached = reach(jump, through, Gate::new(&memory, Arc::default())).await;
         let at_jump = |failure: Failure| failure.at(&format!("at the jump \"{}\"", jump.name));
-        through = Some(reached.map_err(|unreached| at_jump(unreached.failure))?.connection);
+        way.push(reached.map_err(|unreached| at_jump(unreached.failure))?.connection);
     }
-    ssh::look_at_host_keys(plan, through.as_ref()).await
+    ssh::look_at_host_keys(plan, way.last().map(|connection| &**connection)).await
 }
 
 /// Changes the known_hosts file of the state directory by what `decide` makes of all files, and returns that. Nobody

@@ -1,19 +1,24 @@
 //! The way to a bastion, hop by hop: each jump is logged in to as itself, and the next hop is reached through it.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, timeout};
 
 use super::identities::{fetch_password, load_identities};
 use super::{Parts, trust};
 use crate::clock::now;
 use crate::failure::{Cause, Failure};
 use crate::ids::Name;
+use crate::keepalive::SUSPECT_AFTER;
 use crate::metrics::BastionMetrics;
 use crate::settings::plan::BastionPlan;
 use crate::ssh::{self, Connection, Gate};
 use crate::state::{CertificateTerm, JumpState, SessionLoad};
+
+/// How long the goodbye of a hop may take to pass the one before it.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A bastion on the way to another one.
 #[derive(Clone)]
@@ -27,14 +32,24 @@ pub struct Hop {
 /// A session that exists only for another one to go through. Its owner has it to itself.
 pub(super) struct Jump {
     hop: Hop,
-    connection: Connection,
+    connection: Owned,
 }
 
-/// Nobody else goes through it. A ping that is never answered would hold it for as long as its host is silent.
-impl Drop for Jump {
+/// A connection that ends with its owner, also where others still hold it: an open that is never answered would hold it
+/// for ever.
+pub(super) struct Owned(Connection);
+
+impl Deref for Owned {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0
+    }
+}
+
+impl Drop for Owned {
     fn drop(&mut self) {
-        let text = format!("nothing goes through the session to {} any more", self.hop.plan.at);
-        self.connection.condemn(Failure::new(Cause::SessionClosed, text));
+        self.0.abandon();
     }
 }
 
@@ -80,11 +95,11 @@ impl Way {
             // The hop behind is its one client.
             gate.seat();
             let started = Instant::now();
-            let reached = reach(&hop.plan, way.innermost(), gate).await;
-            let Reached { connection, address, certificate } = reached.map_err(|unreached| {
-                hop.metrics.failed(unreached.failure.cause);
-                at_jump(hop, unreached)
-            })?;
+            let reached = match reach(&hop.plan, way.innermost(), gate).await {
+                Ok(reached) => reached,
+                Err(unreached) => return Err(way.blame(Some(hop), unreached).await),
+            };
+            let Reached { connection, address, certificate } = reached;
             hop.metrics.establish.observe(started.elapsed());
             connection.renounce_shells().await;
             tell(JumpState { bastion: hop.plan.name.clone(), since: now(), address, certificate, load });
@@ -95,14 +110,14 @@ impl Way {
 
     /// What the bastion itself is reached through.
     pub(super) fn innermost(&self) -> Option<&Connection> {
-        self.0.last().map(|jump| &jump.connection)
+        self.0.last().map(|jump| &*jump.connection)
     }
 
     /// Asks the jumps whether they live: the answers show which hop is to blame for a silence.
     pub(super) fn ask(&self) {
         for Jump { connection, .. } in &self.0 {
-            let connection = connection.clone();
-            // It ends with the session.
+            let connection = connection.0.clone();
+            // It ends with the session, which ends with the way.
             tokio::spawn(async move { connection.ping().await.map(drop) });
         }
     }
@@ -113,17 +128,48 @@ impl Way {
         self.0.iter().find(silent).map(|jump| &jump.hop.plan.name)
     }
 
-    /// The jump whose end ended the session, and why it did.
+    /// The outermost jump that has ended, and why it did.
+    fn ended(&self) -> Option<(&Hop, Failure)> {
+        self.0.iter().find_map(|jump| Some((&jump.hop, jump.connection.end()?)))
+    }
+
+    /// The jump whose end ended the session that was established through it, and why it did. It is counted, so this is
+    /// to be asked once.
     pub(super) fn lost(&self) -> Option<(Name, Failure)> {
-        let mut ended = self.0.iter().filter_map(|jump| Some((jump, jump.connection.end()?)));
-        let (Jump { hop, .. }, failure) = ended.next()?;
+        let (hop, failure) = self.ended()?;
         hop.metrics.lost(failure.cause);
         Some((hop.plan.name.clone(), failure.at(&place(hop))))
+    }
+
+    /// Finds out which hop it was that failed when `next` was not reached (none = the bastion itself): that one, or a
+    /// jump on the way to it that has ended or fallen silent.
+    pub(super) async fn blame(&self, next: Option<&Hop>, unreached: Unreached) -> Unreached {
+        if may_be_silence(unreached.failure.cause) {
+            self.give_up_the_silent().await;
+        }
+        match (self.ended(), next) {
+            (Some((hop, failure)), _) => at_jump(hop, failure.into()),
+            (None, Some(hop)) => at_jump(hop, unreached),
+            (None, None) => unreached,
+        }
+    }
+
+    /// Ends the outermost jump that answers nothing, if one does not.
+    async fn give_up_the_silent(&self) {
+        for Jump { hop, connection } in &self.0 {
+            let patience = hop.plan.connect_timeout.min(SUSPECT_AFTER);
+            if timeout(patience, connection.ping()).await.is_err() {
+                let text = format!("{} let us in and then answered nothing", hop.plan.at);
+                return connection.condemn(Failure::new(Cause::SessionNotEstablished, text));
+            }
+        }
     }
 
     /// Says goodbye to all, the innermost first.
     pub(super) async fn close(&self) {
         for jump in self.0.iter().rev() {
+            // Its own goodbye would overtake that of the hop behind it, which is on its way when this is answered.
+            let _ = timeout(GOODBYE, jump.connection.ping()).await;
             jump.connection.close().await;
         }
     }
@@ -133,14 +179,21 @@ fn place(hop: &Hop) -> String {
     format!("at the jump \"{}\"", hop.plan.name)
 }
 
+/// A jump that falls silent looks like this to the hop behind it.
+fn may_be_silence(cause: Cause) -> bool {
+    use Cause::{AuthTimeout, BannerTimeout, ChannelTimeout, KexTimeout, SessionNotEstablished};
+    matches!(cause, ChannelTimeout | BannerTimeout | KexTimeout | AuthTimeout | SessionNotEstablished)
+}
+
 fn at_jump(hop: &Hop, unreached: Unreached) -> Unreached {
+    hop.metrics.failed(unreached.failure.cause);
     let failure = unreached.failure.at(&place(hop));
     Unreached { failure, jump: Some(hop.plan.name.clone()), ..unreached }
 }
 
 /// A hop that was.
 pub(super) struct Reached {
-    pub(super) connection: Connection,
+    pub(super) connection: Owned,
     /// Its address, where it is not reached in another way.
     pub(super) address: Option<SocketAddr>,
     /// The certificate that it was shown, or was meant to be.
@@ -163,6 +216,7 @@ pub(super) async fn reach(
     let (address, host_key) = (connected.address, connected.seen.key.clone());
     match connected.login(&plan.user, &identities, fetch_password(plan), deadline).await {
         Ok(connection) => {
+            let connection = Owned(connection);
             begun.0 = None;
             // It ends with the session.
             tokio::spawn(trust::renew(Arc::clone(plan), connection.announced_host_keys(), host_key));

@@ -201,10 +201,16 @@ impl Connection {
         self.0.remnants.load(Ordering::Relaxed)
     }
 
-    /// Ends the session at once, for the given reason.
+    /// Ends the session at once, for the given reason, unless it has ended for another.
     pub fn condemn(&self, failure: Failure) {
         self.0.obituary.announce(failure);
         self.0.gate.condemn();
+    }
+
+    /// Ends the session at once, since nobody needs it any more.
+    pub fn abandon(&self) {
+        let text = format!("we closed the session to {}", self.0.bastion);
+        self.condemn(Failure::new(Cause::SessionClosed, text));
     }
 
     /// Says goodbye, and ends the session.
@@ -217,10 +223,7 @@ impl Connection {
             }
         };
         let _ = timeout(GOODBYE, goodbye).await;
-        self.condemn(Failure::new(
-            Cause::SessionClosed,
-            format!("we closed the session to {}", self.0.bastion),
-        ));
+        self.abandon();
     }
 }
 
@@ -245,7 +248,11 @@ async fn open(shared: &Arc<Shared>, target: &Target) -> Result<(Inbound, Outboun
             shared.remnants.fetch_add(REFUSED_REMNANT, Ordering::Relaxed);
             Err(refused(shared, target, &reason, opening.words()))
         }
-        Err(_) => Err(session_lost(shared, target)),
+        Err(_) => {
+            // Whoever asks why finds it said.
+            let _ = timeout(GOODBYE, shared.obituary.wait()).await;
+            Err(session_lost(shared, target))
+        }
     }
 }
 

@@ -81,7 +81,7 @@ pub(super) async fn meet(
     let bastion = &plan.at;
     let guard = Guard::new(bastion.clone(), scrutiny, gate);
     if let Some(outer) = through {
-        let (jump, round_trip) = open_jump(outer, bastion, deadline).await?;
+        let (jump, round_trip) = open_jump(outer, plan).await?;
         return shake_hands(plan, jump, config(preferred, round_trip), guard, deadline).await;
     }
     if let Some(argv) = &plan.proxy_command {
@@ -101,13 +101,9 @@ pub(super) async fn meet(
 }
 
 /// Opens a channel to the next bastion. Says how long that took, which is about a round trip on the way there.
-async fn open_jump(
-    outer: &Connection,
-    bastion: &HostPort,
-    deadline: Instant,
-) -> Result<(Jump, Duration), Failure> {
-    let asked = Instant::now();
-    let opened = outer.open(&Target::Tcp(bastion.clone()), deadline.duration_since(asked)).await;
+async fn open_jump(outer: &Connection, plan: &BastionPlan) -> Result<(Jump, Duration), Failure> {
+    let (asked, bastion) = (Instant::now(), &plan.at);
+    let opened = outer.open(&Target::Tcp(bastion.clone()), plan.connect_timeout).await;
     let (inbound, outbound) = opened.map_err(|failure| match failure.cause {
         Cause::ChannelProhibited => failure.with_hint(format!(
             "let the jump forward to {bastion}: see PermitOpen and AllowTcpForwarding in its sshd_config, and permitopen in \
@@ -118,7 +114,7 @@ async fn open_jump(
         )),
         _ => failure,
     })?;
-    Ok((Jump::new(outer.clone(), inbound, outbound), asked.elapsed()))
+    Ok((Jump::new(Arc::clone(outer.gate()), inbound, outbound), asked.elapsed()))
 }
 
 async fn shake_hands<S: Socket + Send + 'static>(

@@ -157,9 +157,9 @@ impl Gate {
         lock(&self.waiting).blocked_since
     }
 
-    /// The transport waits for bytes: it has to be woken when the gate is condemned, since russh watches nothing else
-    /// while it shakes hands.
-    pub(super) fn wait_for_bytes(&self, context: &Context<'_>) {
+    /// The transport waits for the socket: it has to be woken when the gate is condemned, since russh watches nothing
+    /// else while it shakes hands or writes.
+    pub(super) fn wake_when_condemned(&self, context: &Context<'_>) {
         let reader = &mut lock(&self.waiting).reader;
         if !reader.as_ref().is_some_and(|reader| reader.will_wake(context.waker())) {
             *reader = Some(context.waker().clone());

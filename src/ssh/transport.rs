@@ -110,7 +110,7 @@ impl<S: Socket> AsyncRead for Transport<S> {
             };
         }
         if this.received.is_empty() && this.poll_receive(context)?.is_pending() {
-            this.gate.wait_for_bytes(context);
+            this.gate.wake_when_condemned(context);
             // It may have been condemned before it was known whom to wake.
             this.check()?;
             return Poll::Pending;
@@ -135,6 +135,9 @@ impl<S: Socket> AsyncWrite for Transport<S> {
                 return Poll::Ready(Ok(sent));
             }
         } else if this.unsent.len() >= WRITE_BUFFER {
+            // russh reads nothing now, and has to hear of it when the session is given up.
+            this.gate.wake_when_condemned(context);
+            this.check()?;
             return Poll::Pending;
         }
         let kept = bytes.len().min(WRITE_BUFFER - this.unsent.len());
@@ -151,12 +154,17 @@ impl<S: Socket> AsyncWrite for Transport<S> {
         }
     }
 
+    /// It never fails: russh would keep the reason to itself why the session ended.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.gate.is_condemned() {
+        let this = &mut *self;
+        this.gate.wake_when_condemned(context);
+        if this.gate.is_condemned() {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.poll_send(context))?;
-        Pin::new(&mut self.socket).poll_shutdown(context)
+        if ready!(this.poll_send(context)).is_ok() {
+            let _ = ready!(Pin::new(&mut this.socket).poll_shutdown(context));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

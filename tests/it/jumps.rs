@@ -1,8 +1,11 @@
 //! Bastions behind bastions.
 
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::outage::Swallower;
 use crate::stalled::{ROW, ROWS, Reader};
 use crate::support::client::{Job, job};
 use crate::support::daemon::run;
@@ -225,4 +228,144 @@ fn the_line_of_keygen_opens_the_way_to_the_next_hop_and_no_other() {
     daemon.signal(nix::sys::signal::Signal::SIGHUP);
     daemon.wait_up("prod");
     assert_eq!(runtime().block_on(job(daemon.address("analytics"))), Job::Done);
+}
+
+/// A database that takes whatever it is sent and says nothing.
+fn sink() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            std::thread::spawn(move || std::io::copy(&mut socket.unwrap(), &mut std::io::sink()));
+        }
+    });
+    port
+}
+
+/// Sends without end, and counts. Returns when it is cut.
+fn upload(address: SocketAddr, sent: &AtomicUsize) {
+    let mut socket = TcpStream::connect(address).unwrap();
+    let mut bytes = b"\0\0\0\x12\0\x03\0\0user\0me\0\0\0".to_vec();
+    bytes[3] = u8::try_from(bytes.len()).unwrap();
+    bytes.resize(64 << 10, b'x');
+    while let Ok(written) = socket.write(&bytes) {
+        sent.fetch_add(written, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn uploads_are_cut_when_a_hop_dies_and_that_one_is_blamed() {
+    const UPLOADS: usize = 6;
+    // Nothing but the end itself tells that a hop is dead.
+    let patient = "keepalive_interval = \"1h\"\nkeepalive_timeout = \"2h\"\nsessions = { max = 1 }\n";
+    for dying in ["prod", "middle", "edge"] {
+        let mut chain = Chain::start();
+        let relay = Relay::before(chain.prod.port);
+        let section = |bastion: &Bastion, name: &str, port, jump: &str| {
+            format!("{}{jump}{patient}", bastion.section(name, port))
+        };
+        let database = Postgres::shared().unprobed_section("far", "prod");
+        let database =
+            database.replace(&format!("port = {}", Postgres::shared().port), &format!("port = {}", sink()));
+        let daemon = Daemon::start(&format!(
+            "{}{}{}{database}",
+            section(&chain.edge, "edge", chain.edge.port, ""),
+            section(&chain.middle, "middle", chain.middle.port, "jump = \"edge\"\n"),
+            section(&chain.prod, "prod", relay.port, "jump = \"middle\"\n"),
+        ));
+        daemon.wait_up("prod");
+        let (address, sent) = (daemon.address("far"), Arc::new(AtomicUsize::new(0)));
+        let uploads: Vec<_> = (0..UPLOADS)
+            .map(|_| {
+                let sent = Arc::clone(&sent);
+                std::thread::spawn(move || upload(address, &sent))
+            })
+            .collect();
+        let passes =
+            |bytes| eventually("uploads pass", || (sent.load(Ordering::SeqCst) > bytes).then_some(()));
+        passes(8 << 20);
+        // Everything on the way fills up.
+        relay.set(Fault::Silence);
+        let mut before = (0, std::time::Instant::now());
+        eventually("nothing passes any more", || {
+            let now = sent.load(Ordering::SeqCst);
+            if now != before.0 {
+                before = (now, std::time::Instant::now());
+            }
+            (before.1.elapsed().as_secs() >= 1).then_some(())
+        });
+        match dying {
+            "prod" => relay.set(Fault::Reset),
+            "middle" => chain.middle.kill(),
+            _ => chain.edge.kill(),
+        }
+        eventually(&format!("all are cut when {dying} dies"), || {
+            uploads.iter().all(std::thread::JoinHandle::is_finished).then_some(())
+        });
+        let event = daemon.wait_event("session lost");
+        let detail = event["detail"].as_str().unwrap();
+        assert_eq!(event["clients"], UPLOADS, "{event}");
+        assert!(["reset", "closed_by_bastion"].contains(&event["reason"].as_str().unwrap()), "{event}");
+        match dying {
+            "prod" => assert!(!detail.contains("at the jump"), "{event}"),
+            jump => assert!(detail.starts_with(&format!("at the jump \"{jump}\": ")), "{event}"),
+        }
+    }
+}
+
+/// A bastion behind `edge` that takes no connection and refuses none; and how many attempts at it are none of the daemon's.
+fn behind_nothing(edge: &Bastion, edge_port: u16, limit: &str) -> (impl Drop, Swallower, Daemon, usize) {
+    let (prod, swallower) = (Bastion::start(), Swallower::start());
+    let limit = format!("connect_timeout = \"{limit}\"\n");
+    let config = format!(
+        "{}{limit}{}jump = \"edge\"\n{limit}{}",
+        edge.section("edge", edge_port),
+        prod.section("prod", swallower.port),
+        Postgres::shared().unprobed_section("analytics", "prod")
+    );
+    let before = swallower.attempts();
+    let daemon = Daemon::start(&config);
+    (prod, swallower, daemon, before)
+}
+
+#[test]
+fn a_hop_that_swallows_every_attempt_leaves_no_session_before_it() {
+    let edge = Bastion::start();
+    let relay = Relay::before(edge.port);
+    let (_prod, _swallower, daemon, _) = behind_nothing(&edge, relay.port, "1s");
+    let failed = "session_failures_total{bastion=\"prod\",phase=\"channel\",reason=\"timeout\"}";
+    eventually("it was tried a few times", || (daemon.metric(failed) >= 4.0).then_some(()));
+    // One is being tried, and the one before may be about to go.
+    assert!(relay.open() <= 2, "{} sessions of {} are there", relay.open(), relay.accepted());
+    let event = daemon.wait_event("bastion not reached");
+    assert!(event["detail"].as_str().unwrap().ends_with(" within 1s"), "{event}");
+    assert_eq!(daemon.metric("session_losses_total{bastion=\"edge\",reason=\"closed_by_bastion\"}"), 0.0);
+}
+
+#[test]
+fn a_jump_that_falls_silent_before_the_next_hop_is_reached_is_blamed_for_it() {
+    let edge = Bastion::start();
+    let relay = Relay::before(edge.port);
+    let (_prod, swallower, daemon, before) = behind_nothing(&edge, relay.port, "4s");
+    eventually("the jump tries", || (swallower.attempts() > before).then_some(()));
+    relay.set(Fault::Silence);
+    let event = daemon.wait_event("bastion not reached");
+    assert_eq!(
+        event["detail"],
+        format!("at the jump \"edge\": 127.0.0.1:{} let us in and then answered nothing", relay.port)
+    );
+}
+
+#[test]
+fn the_bastion_behind_a_jump_hears_the_goodbye() {
+    let (edge, prod) = (Bastion::start(), Bastion::start());
+    let daemon = Daemon::start(&format!(
+        "{}{}jump = \"edge\"\n{}",
+        edge.section("edge", edge.port),
+        prod.section("prod", prod.port),
+        Postgres::shared().unprobed_section("analytics", "prod")
+    ));
+    daemon.wait_up("prod");
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    eventually("it is told", || prod.log().contains("Received disconnect from").then_some(()));
 }

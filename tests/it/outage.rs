@@ -121,14 +121,14 @@ fn what_kept_a_tunnel_from_growing_does_not_keep_it_down() {
 }
 
 /// A database that takes no connection and refuses none, as behind a security group: its queue is full.
-struct Swallower {
+pub struct Swallower {
     _listener: socket2::Socket,
     _queued: Vec<socket2::Socket>,
-    port: u16,
+    pub port: u16,
 }
 
 impl Swallower {
-    fn start() -> Self {
+    pub fn start() -> Self {
         use socket2::{Domain, SockAddr, Socket, Type};
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
@@ -146,7 +146,7 @@ impl Swallower {
     }
 
     /// Connections that are still being made to it.
-    fn attempts(&self) -> usize {
+    pub fn attempts(&self) -> usize {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
         let to = format!("0100007F:{:04X} 02 ", self.port);
         table.lines().filter(|line| line.contains(&to)).count()

@@ -65,6 +65,8 @@ impl Pool {
                 if jump.is_none() && certificate.is_some() {
                     self.certificate.note(certificate.clone());
                 }
+                // Whatever is before the one that failed now was just reached.
+                self.state.jumps.retain(|name, _| jump.as_ref() == Some(name));
                 self.blame(jump, &failure, public_key, certificate);
                 Incident::record(&mut self.state.last_failure, failure.clone(), now());
                 self.warn_of(&failure, retry_at);

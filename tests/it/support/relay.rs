@@ -30,6 +30,7 @@ pub struct Relay {
     pub port: u16,
     fault: Arc<watch::Sender<(Fault, u64)>>,
     accepted: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -40,16 +41,21 @@ impl Relay {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
         let fault = Arc::new(watch::Sender::new((Fault::None, 0)));
-        let accepted = Arc::new(AtomicUsize::new(0));
-        let (faults, count) = (Arc::clone(&fault), Arc::clone(&accepted));
+        let (accepted, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (faults, count, now_open) = (Arc::clone(&fault), Arc::clone(&accepted), Arc::clone(&open));
         runtime.spawn(async move {
             loop {
                 let (near, _) = listener.accept().await.unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(connection(near, server, Arc::clone(&faults)));
+                now_open.fetch_add(1, Ordering::SeqCst);
+                let (faults, now_open) = (Arc::clone(&faults), Arc::clone(&now_open));
+                tokio::spawn(async move {
+                    connection(near, server, faults).await;
+                    now_open.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
-        Self { port, fault, accepted, _runtime: runtime }
+        Self { port, fault, accepted, open, _runtime: runtime }
     }
 
     /// From now on.
@@ -60,6 +66,11 @@ impl Relay {
     /// Connections so far.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Those that have not ended.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
     }
 }
 
