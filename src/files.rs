@@ -4,13 +4,14 @@
 
 mod place;
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -19,6 +20,10 @@ pub use place::{Existing, Placed, make_dir, place};
 /// How long reading may take. Opening an encrypted key computes for seconds on a busy machine; what takes longer than
 /// this is a file system that hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a lock is waited for, which others hold for as long as they write a small file, and how often it is tried.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Reads a file of at most `max` bytes.
 ///
@@ -30,12 +35,19 @@ pub fn read(path: &Path, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
 }
 
 /// Reads a file of ours, to write it anew; nothing if there is none. A link is not followed: it may lead to what only
-/// root may read, and root would write that into the directory of the daemon's user.
+/// root may read, and root would write that into the directory of the daemon's user. So may a second name of a file, or
+/// one of another owner than the directory's: root does not read these either.
 ///
 /// # Errors
-/// What the system says, or that it is a link, no file, or too large.
+/// What the system says, or that it is a link, no file of the directory's owner, or too large.
 pub fn read_own(path: &Path, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     match open_with(path, OFlag::O_NOFOLLOW) {
+        Ok((_, metadata)) if geteuid().is_root() && metadata.nlink() > 1 => {
+            Err(io::Error::other("it has a second name (a hard link)"))
+        }
+        Ok((_, metadata)) if geteuid().is_root() && metadata.uid() != owner_of_directory(path)? => {
+            Err(io::Error::other("it belongs to another user than its directory"))
+        }
         Ok((file, metadata)) => read_all(file, &metadata, max),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Zeroizing::default()),
         Err(_) if path.is_symlink() => Err(io::Error::other("it is a link")),
@@ -43,14 +55,30 @@ pub fn read_own(path: &Path, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     }
 }
 
-/// Holds all others off a directory of ours who ask too, until it is dropped.
+fn owner_of_directory(path: &Path) -> io::Result<u32> {
+    Ok(fs::metadata(path.parent().unwrap_or(Path::new(".")))?.uid())
+}
+
+/// Holds all others off who ask for the same lock, until it is dropped. The lock is a file of our own that nobody else
+/// can open: a directory, or a file that others may read, anybody could hold.
 ///
 /// # Errors
-/// What the system says.
-pub fn lock(dir: &Path) -> io::Result<File> {
-    let directory = File::open(dir)?;
-    directory.lock()?;
-    Ok(directory)
+/// What the system says; `ResourceBusy` where another process does not let go of it.
+pub fn lock(path: &Path) -> io::Result<File> {
+    place(path, 0o600, b"", Existing::Keep)?;
+    let (file, _) = open_with(path, OFlag::O_NOFOLLOW)?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => {
+                let text = format!("another process has held {} for too long", path.display());
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+            }
+        }
+    }
 }
 
 /// Opens a file, for those who have to look at it before they read it.
@@ -108,7 +136,7 @@ mod tests {
     fn what_is_no_small_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
-        std::fs::write(path("small"), "12345").unwrap();
+        fs::write(path("small"), "12345").unwrap();
         nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert_eq!(read(&path("small"), 5).unwrap().as_slice(), b"12345");
         for (file, expected) in [
@@ -124,5 +152,14 @@ mod tests {
         assert_eq!(read_own(&path("link"), 5).unwrap_err().to_string(), "it is a link");
         assert_eq!(read_own(&path("small"), 5).unwrap().as_slice(), b"12345");
         assert!(read_own(&path("missing"), 5).unwrap().is_empty());
+        if geteuid().is_root() {
+            fs::hard_link(path("small"), path("second")).unwrap();
+            let refused = read_own(&path("second"), 5).unwrap_err().to_string();
+            assert_eq!(refused, "it has a second name (a hard link)");
+            fs::write(path("theirs"), "").unwrap();
+            std::os::unix::fs::chown(path("theirs"), Some(12345), None).unwrap();
+            let refused = read_own(&path("theirs"), 5).unwrap_err().to_string();
+            assert_eq!(refused, "it belongs to another user than its directory");
+        }
     }
 }

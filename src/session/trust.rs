@@ -194,12 +194,20 @@ pub fn store(
     };
     let cannot = |error: io::Error| {
         let text = format!("{} cannot be changed: {}", own.display(), plain(&error));
-        Failure::new(Cause::HostKeyUnreadable, text)
-            .with_hint("let the daemon's user write to daemon.state_dir, and run `tunnelkeeper trust` as that user or root")
+        let hint = match error.kind() {
+            io::ErrorKind::ResourceBusy => {
+                "find out with `fuser -v` which process it is, and end it, or wait until it is done"
+            }
+            _ if own.is_symlink() => "replace the link by a file",
+            _ => {
+                "let the daemon's user write to daemon.state_dir, and run `tunnelkeeper trust` as that user or root"
+            }
+        };
+        Failure::new(Cause::HostKeyUnreadable, text).with_hint(hint)
     };
     let dir = own.parent().unwrap_or(Path::new("."));
     files::make_dir(dir).map_err(cannot)?;
-    let _alone = files::lock(dir).map_err(cannot)?;
+    let _alone = files::lock(&own.with_extension("lock")).map_err(cannot)?;
     let Some(renewal) = decide(&read_files(known_hosts)?)? else { return Ok(None) };
     let text = files::read_own(own, MAX_KNOWN_HOSTS).map_err(cannot)?;
     let text = renewal.apply(at, &text);
@@ -255,7 +263,8 @@ mod tests {
         let own = plan.own.unwrap();
         assert_eq!(fs::read_to_string(&own).unwrap(), "b ssh-ed25519 YQ==\n");
         assert_eq!(fs::metadata(&own).unwrap().mode() & 0o777, 0o644);
-        assert_eq!(fs::read_dir(own.parent().unwrap()).unwrap().count(), 1, "something was left behind");
+        assert_eq!(fs::metadata(own.with_extension("lock")).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(own.parent().unwrap()).unwrap().count(), 2, "something was left behind");
     }
 
     #[test]
@@ -269,6 +278,22 @@ mod tests {
         });
         assert_eq!(learnt, 1);
         assert_eq!(fs::read_to_string(plan.own.unwrap()).unwrap().lines().count(), 1);
+    }
+
+    #[test]
+    fn whoever_holds_the_directory_holds_up_nobody_and_a_lock_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan(dir.path(), &[]);
+        let directory = fs::File::open(dir.path()).unwrap();
+        directory.lock().unwrap();
+        assert_eq!(learn(&plan, "a"), Ok(true));
+        let lock = fs::File::open(dir.path().join("known_hosts.lock")).unwrap();
+        lock.lock().unwrap();
+        let failure = learn(&plan, "a").unwrap_err();
+        assert!(failure.detail().ends_with("known_hosts.lock for too long"), "{failure}");
+        assert!(failure.hint().contains("fuser -v"), "{}", failure.hint());
+        drop(lock);
+        assert_eq!(learn(&plan, "a"), Ok(false));
     }
 
     #[test]
@@ -287,6 +312,7 @@ mod tests {
         symlink(&other, &own).unwrap();
         let failure = learn(&with_other, "b").unwrap_err();
         assert!(failure.detail().ends_with("known_hosts cannot be changed: it is a link"), "{failure}");
+        assert_eq!(failure.hint(), "replace the link by a file");
         fs::remove_file(&own).unwrap();
         assert_eq!(learn(&with_other, "b"), Ok(true));
     }
