@@ -154,12 +154,19 @@ fn judge_by_pins(pins: &[Fingerprint], bastion: &HostPort, key: &HostKey) -> Res
     if pins.contains(&key.fingerprint()) {
         return Ok(Trusted::Known);
     }
+    Err(not_pinned(pins, bastion, std::slice::from_ref(key)))
+}
+
+/// The failure of a bastion that shows these keys, where others are pinned.
+#[must_use]
+pub fn not_pinned(pins: &[Fingerprint], bastion: &HostPort, keys: &[HostKey]) -> Failure {
     let pins: Vec<String> = pins.iter().map(ToString::to_string).collect();
-    Err(Failure::new(
+    let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+    Failure::new(
         Cause::HostKeyChanged,
-        format!("{bastion} shows the {key}, but `host_key` pins {}", pins.join(" and ")),
+        format!("{bastion} shows the {}, but `host_key` pins {}", keys.join(", the "), pins.join(" and ")),
     )
-    .with_hint("if the bastion was rebuilt, pin its new key; if not, somebody may be in between"))
+    .with_hint("if the bastion was rebuilt, pin its new key; if not, somebody may be in between")
 }
 
 fn judge_by_lines(

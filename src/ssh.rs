@@ -20,6 +20,7 @@ mod identities;
 mod jump;
 mod keys;
 mod login;
+mod pins;
 mod prompts;
 mod proxy;
 mod signing;

@@ -212,6 +212,7 @@ pub(super) async fn reach(
     let deadline = Instant::now() + plan.connect_timeout;
     let connected = ssh::connect(plan, through, trusted, gate, deadline).await;
     let connected = connected.map_err(|failure| trust::advise(plan, failure))?;
+    begun.0 = Some(Arc::clone(connected.gate()));
     trust::learn(plan, &connected.seen).await?;
     let (address, host_key) = (connected.address, connected.seen.key.clone());
     match connected.login(&plan.user, &identities, fetch_password(plan), deadline).await {

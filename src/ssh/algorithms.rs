@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg};
 use russh::{Preferred, cipher, compression, kex, mac};
 
-use crate::host_keys::Trust;
+use crate::host_keys::{HostKey, Trust};
 use crate::ids::HostPort;
 
 const HOST_KEY_ALGORITHMS: [Algorithm; 6] = [
@@ -44,8 +44,8 @@ pub(super) fn preferred(trust: &Trust, bastion: &HostPort, legacy: bool) -> Pref
     Preferred { host_key_certificates: certificates.into(), ..with_host_keys(host_keys, legacy) }
 }
 
-/// Our algorithms for looks at a bastion's host keys: for each family of keys those that have it show one.
-pub(super) fn for_looks(legacy: bool) -> [Preferred; 3] {
+/// Our algorithms for all of a bastion's host keys, one after the other: for each family of keys those that have it show one.
+pub(super) fn by_family(legacy: bool) -> [Preferred; 3] {
     let family = |is_of_it: fn(&str) -> bool| {
         let all = HOST_KEY_ALGORITHMS.into_iter().chain(legacy.then_some(LEGACY_HOST_KEY));
         with_host_keys(all.filter(|algorithm| is_of_it(key_type(algorithm))).collect(), legacy)
@@ -55,6 +55,11 @@ pub(super) fn for_looks(legacy: bool) -> [Preferred; 3] {
         family(|name| name.starts_with("ecdsa-")),
         family(|name| name == "ssh-rsa"),
     ]
+}
+
+/// Whether a bastion that has a key like this one shows it when it is asked for these.
+pub(super) fn asks_for(preferred: &Preferred, key: &HostKey) -> bool {
+    preferred.key.iter().any(|algorithm| key_type(algorithm) == key.key_type)
 }
 
 /// Whether we can verify what such a key signs.
@@ -128,7 +133,7 @@ mod tests {
 
     #[test]
     fn every_host_key_belongs_to_one_family() {
-        let families = |legacy| for_looks(legacy).map(|preferred| preferred.key.len());
+        let families = |legacy| by_family(legacy).map(|preferred| preferred.key.len());
         assert_eq!((families(false), families(true)), ([1, 3, 2], [1, 3, 3]));
     }
 

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use russh::{Limits, Preferred, SshId, client};
@@ -20,10 +20,11 @@ use super::greeting::Greeting;
 use super::guard::{Guard, HandlerError, Obituary, Scrutiny, of_jump};
 use super::host_key::{Announced, Seen};
 use super::jump::Jump;
+use super::pins::ask_for_others;
 use super::proxy::Proxy;
 use super::transport::{self, Socket, Transport};
 use crate::failure::{Cause, Failure, plain};
-use crate::host_keys::Trust;
+use crate::host_keys::{HostKey, Trust};
 use crate::ids::{HostPort, Target};
 use crate::settings::plan::BastionPlan;
 
@@ -52,8 +53,17 @@ pub struct Connected {
     pub address: Option<SocketAddr>,
 }
 
+impl Connected {
+    /// The gate that its traffic goes through.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+}
+
 /// Connects to a bastion, through a session of its jump where it has one, and verifies its host key. All traffic goes
-/// through `gate`; a silent peer is given up by the kernel after the bastion's `keepalive_timeout`.
+/// through `gate`, or another one for the same session ([`Connected::gate`]); a silent peer is given up by the kernel
+/// after the bastion's `keepalive_timeout`.
 ///
 /// # Errors
 /// `dns`, `tcp`, `banner`, `kex` and `host_key` failures, and `channel` failures of the jump. The connection is gone
@@ -66,7 +76,15 @@ pub async fn connect(
     deadline: Instant,
 ) -> Result<Connected, Failure> {
     let preferred = preferred(&trust, &plan.at, plan.legacy_algorithms);
-    meet(plan, through, preferred, Scrutiny::Judge(trust), gate, deadline).await
+    let refused: Arc<OnceLock<HostKey>> = Arc::default();
+    let scrutiny = Scrutiny::Judge(Arc::clone(&trust), Arc::clone(&refused));
+    let met = meet(plan, through, preferred, scrutiny, Arc::clone(&gate), deadline).await;
+    match (&*trust, refused.get()) {
+        (Trust::Pins(pins), Some(key)) => {
+            ask_for_others(plan, through, &trust, (pins, key), &gate, deadline).await
+        }
+        _ => met,
+    }
 }
 
 /// Connects to a bastion and subjects its host key to `scrutiny`.

@@ -107,6 +107,11 @@ impl Gate {
         gate
     }
 
+    /// An open gate for another attempt at the same session.
+    pub(super) fn anew(&self) -> Arc<Self> {
+        Self::new(&self.memory, Arc::clone(&self.load))
+    }
+
     /// The session's live figures.
     pub fn load(&self) -> &Arc<SessionLoad> {
         &self.load

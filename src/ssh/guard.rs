@@ -74,8 +74,8 @@ impl Obituary {
 
 /// What is done with the host key that a bastion shows.
 pub(super) enum Scrutiny {
-    /// It has to be trusted.
-    Judge(Arc<Trust>),
+    /// It has to be trusted. One that is not is left here.
+    Judge(Arc<Trust>, Arc<OnceLock<HostKey>>),
     /// It is only looked at: nobody may log in over this connection.
     Look,
 }
@@ -139,9 +139,12 @@ impl Handler for Guard {
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, HandlerError> {
         let shown = host_key::read(shown).map_err(|error| HandlerError::Ssh(error.into()))?;
         let trusted = match &self.scrutiny {
-            Scrutiny::Judge(trust) => {
+            Scrutiny::Judge(trust, refused) => {
                 let seconds = now().wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-                trust.judge(&self.bastion, &shown, seconds).map_err(HandlerError::Refused)?
+                trust.judge(&self.bastion, &shown, seconds).map_err(|failure| {
+                    let _ = refused.set(shown.key().clone());
+                    HandlerError::Refused(failure)
+                })?
             }
             Scrutiny::Look => Trusted::FirstSight,
         };

@@ -9,7 +9,7 @@ use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey, PublicKeyOrCertifi
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::algorithms::{for_looks, is_host_key, key_type};
+use super::algorithms::{by_family, is_host_key, key_type};
 use super::channel::Connection;
 use super::connect::meet;
 use super::gate::{BufferMemory, Gate};
@@ -101,9 +101,9 @@ fn signature_fault(certificate: &Certificate) -> Option<String> {
     signed.err().map(|_| "the signature is not that authority's".to_owned())
 }
 
-/// Fetches the host keys of a bastion without a login, through its jump where it has one: one of each family (Ed25519, ECDSA, RSA) that it has, in this
-/// order, each over a connection of its own. It has proved to have them; whether it is the bastion nobody has judged.
-/// `connect_timeout` bounds each connection.
+/// Fetches the host keys of a bastion without a login, through its jump where it has one: one of each family (Ed25519,
+/// ECDSA, RSA) that it has, in this order, each over a connection of its own. It has proved to have them; whether it is
+/// the bastion nobody has judged. `connect_timeout` bounds each connection.
 ///
 /// # Errors
 /// `dns`, `tcp`, `banner` and `kex` failures, and `channel` failures of the jump, where no key could be had.
@@ -113,7 +113,7 @@ pub async fn look_at_host_keys(
 ) -> Result<Vec<HostKey>, Failure> {
     let mut found = Vec::new();
     let mut first_failure = None;
-    for preferred in for_looks(plan.legacy_algorithms) {
+    for preferred in by_family(plan.legacy_algorithms) {
         match look(plan, through, preferred).await {
             Ok(key) => found.push(key),
             Err(failure) => {

@@ -165,6 +165,27 @@ fn a_pin_is_for_the_key_whatever_certificate_it_has() {
 }
 
 #[test]
+fn a_pin_is_found_whichever_of_its_keys_the_bastion_shows_first() {
+    let mut bastion = Bastion::start();
+    let (rsa, ecdsa) =
+        (other_key(&bastion, "rsa", &RSA), other_key(&bastion, "ecdsa", &["-t", "ecdsa", "-N", ""]));
+    bastion
+        .reconfigure(|config| format!("{config}\nHostKey {}\nHostKey {}\n", rsa.display(), ecdsa.display()));
+    let keys = [&bastion.path("host"), &ecdsa, &rsa].map(|key| fingerprint(&key.with_extension("pub")));
+    let start = |pin: &str| {
+        let section = format!("{}host_key = {pin:?}\n", bastion.unknown_section("prod"));
+        Daemon::start(&with_a_database(&section))
+    };
+    for pin in &keys {
+        start(pin).wait_up("prod");
+    }
+    let event = start("SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU").wait_event("bastion not reached");
+    assert_eq!((&event["phase"], &event["reason"]), (&"host_key".into(), &"changed".into()), "{event}");
+    let detail = event["detail"].as_str().unwrap();
+    assert!(keys.iter().all(|key| detail.contains(key)), "{event}");
+}
+
+#[test]
 fn a_first_key_is_learnt_and_no_second_one() {
     let mut bastion = Bastion::start();
     let section = format!("{}host_key_policy = \"accept-new\"\n", bastion.unknown_section("prod"));
