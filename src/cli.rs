@@ -14,7 +14,7 @@ mod wait;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -293,8 +293,11 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
         Command::Keygen { bastion, force } => keygen::keygen(&load(&surroundings)?, &bastion, force, out),
         Command::Trust { bastion, fingerprints } => {
             let settings = load(&surroundings)?;
-            let mut terminal = io::stdin().is_terminal().then(|| io::stdin().lock());
-            trust::trust(&settings, &bastion, &fingerprints, terminal.as_mut(), out)
+            // The question goes to stderr: whoever cannot read it cannot answer.
+            let is_there = io::stdin().is_terminal() && io::stderr().is_terminal();
+            let mut terminal = is_there.then(|| io::stdin().lock());
+            let home = surroundings.variables.get("HOME").map(Path::new);
+            trust::trust(&settings, &bastion, &fingerprints, terminal.as_mut(), home, out)
         }
         Command::Status { names, daemon, format, watch: true } => {
             let clear = format == Format::Text && io::stdout().is_terminal();

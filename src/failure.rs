@@ -79,7 +79,7 @@ vocabulary! {
         KexProtocol "protocol" "the bastion broke the protocol: check its sshd, and what stands between"
     }
     HostKey "host_key" {
-        HostKeyUnknown "unknown" "compare the fingerprint with the bastion's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then store the key with `tunnelkeeper trust`, or pin it as `host_key`"
+        HostKeyUnknown "unknown" "compare the fingerprint with the bastion's own (ssh-keygen -lf with each /etc/ssh/ssh_host_*_key.pub there), then store the key with `tunnelkeeper trust`, or pin it as `host_key`"
         HostKeyChanged "changed" "if the bastion was rebuilt, replace its line in known_hosts; if not, somebody may be in between"
         HostKeyRevoked "revoked" "the bastion shows a key that was revoked: it must not be trusted until it has a new one"
         HostKeyCertificateInvalid "certificate_invalid" "have the bastion's host certificate signed anew, for the name in the bastion's `host`, by an authority that known_hosts has for it; and check this machine's clock"

@@ -34,6 +34,17 @@ impl HostKey {
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&self.blob)
     }
+
+    /// How its fingerprint is had from the bastion itself, where sshd keeps it under the usual name.
+    #[must_use]
+    pub fn comparison(&self) -> String {
+        let family = match self.key_type.as_str() {
+            "ssh-rsa" => "rsa",
+            name if name.starts_with("ecdsa-") => "ecdsa",
+            _ => "ed25519",
+        };
+        format!("ssh-keygen -lf /etc/ssh/ssh_host_{family}_key.pub")
+    }
 }
 
 /// `ssh-ed25519 key SHA256:...`.
@@ -195,10 +206,16 @@ fn judge_by_lines(
         None if policy == HostKeyPolicy::AcceptNew => return Ok(Trusted::FirstSight),
         None => format!("no line for {}", names(bastion).first().map_or("it", String::as_str)),
     };
-    Err(Failure::new(
-        Cause::HostKeyUnknown,
-        format!("{bastion} shows the {key}; {} {found}", known.describe_files()),
-    ))
+    let compare = format!("compare the fingerprint with the bastion's own ({})", key.comparison());
+    let hint = match other_types.is_empty() {
+        true => compare,
+        false => format!(
+            "a bastion that has lost the {} key that is known of it was rebuilt, or somebody is in between: {compare}",
+            other_types.join(" and the ")
+        ),
+    };
+    let text = format!("{bastion} shows the {key}; {} {found}", known.describe_files());
+    Err(Failure::new(Cause::HostKeyUnknown, text).with_hint(hint))
 }
 
 fn revoked(bastion: &HostPort, key: &HostKey, entry: &Entry) -> Failure {

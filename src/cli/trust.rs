@@ -1,7 +1,10 @@
 //! `trust`: shows the host keys of a bastion, and stores those that somebody confirms.
 
 use std::io::{self, BufRead, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use nix::unistd::geteuid;
 
 use super::{Stop, runtime};
 use crate::failure::{Cause, Failure};
@@ -11,12 +14,13 @@ use crate::session::trust::{fetch, read_files, store};
 use crate::settings::Settings;
 use crate::settings::plan::{BastionPlan, KnownHostsPlan, TrustPlan};
 
-/// `terminal` is where a person answers, if there is one.
+/// `terminal` is where a person answers, if there is one, and `home` the home directory of whoever runs this.
 pub(super) fn trust(
     settings: &Settings,
     name: &str,
     fingerprints: &[Fingerprint],
     terminal: Option<&mut impl BufRead>,
+    home: Option<&Path>,
     out: &mut impl Write,
 ) -> Result<(), Stop> {
     let bastion = super::bastion(settings, name)?;
@@ -24,10 +28,11 @@ pub(super) fn trust(
     let keys = runtime()?.block_on(fetch(bastion, &jumps)).map_err(failed)?;
     let known_hosts = match &bastion.trust {
         TrustPlan::Pins(pins) => return compare_with_pins(bastion, &keys, pins, out),
-        TrustPlan::Files(known_hosts) => known_hosts,
+        TrustPlan::Files(known_hosts) => &as_daemon(known_hosts, home),
     };
     let known = read_files(known_hosts).map_err(failed)?;
     show(bastion, &keys, &known, out)?;
+    let is_complete = known.not_shown(&bastion.at, &keys).is_empty();
     let chosen = choose(bastion, keys, fingerprints)?;
     refuse_changed(&bastion.at, &chosen, &known)?;
     let new: Vec<HostKey> = chosen.into_iter().filter(|key| is_new(&bastion.at, key, &known)).collect();
@@ -39,7 +44,10 @@ pub(super) fn trust(
     explain(&bastion.at, &new, file, out)?;
     let confirmed = match terminal {
         _ if !fingerprints.is_empty() => new,
-        Some(terminal) => ask(new, terminal, out)?,
+        Some(terminal) => {
+            out.flush()?;
+            ask(new, is_complete, terminal, &mut io::stderr())?
+        }
         None => {
             return Err(Stop::Failed(format!(
                 "nobody is there to confirm it: run it on a terminal, or compare, and run `tunnelkeeper trust {name} \
@@ -51,6 +59,20 @@ pub(super) fn trust(
     let stored: Vec<String> = confirmed.iter().map(ToString::to_string).collect();
     writeln!(out, "\nStored in {}: the {}", file.display(), stored.join(", the "))?;
     Ok(())
+}
+
+/// The files that the daemon reads. It has another home than who runs this, where its state directory is another user's.
+fn as_daemon(known_hosts: &KnownHostsPlan, home: Option<&Path>) -> KnownHostsPlan {
+    let mut known_hosts = known_hosts.clone();
+    let own = known_hosts.own.clone();
+    let directory =
+        own.iter().flat_map(|own| own.ancestors().skip(1)).find_map(|above| above.metadata().ok());
+    if let Some(home) = home
+        && directory.is_some_and(|directory| directory.uid() != geteuid().as_raw())
+    {
+        known_hosts.files.retain(|file| own.as_ref() == Some(file) || !file.starts_with(home));
+    }
+    known_hosts
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -92,6 +114,17 @@ fn show(bastion: &BastionPlan, keys: &[HostKey], known: &KnownHosts, out: &mut i
         Standing::Unknown(_) => "not known".to_owned(),
     };
     table(bastion, keys, standing, out)?;
+    let not_shown = known.not_shown(&bastion.at, keys);
+    if !not_shown.is_empty() {
+        writeln!(
+            out,
+            "\nWARNING: these keys are known of it, and were not shown. Unless it has lost them, or there are several bastions \
+             behind the name, somebody may be in between:\n"
+        )?;
+        for entry in not_shown {
+            writeln!(out, "  {}  {}  {}", entry.key.key_type, entry.key.fingerprint(), entry.place())?;
+        }
+    }
     if let Some(authority) = known.authorities(&bastion.at).next() {
         let place = authority.place();
         writeln!(out, "\n{place} has an authority for it: with its certificate, no key need be stored.")?;
@@ -192,15 +225,25 @@ fn explain(at: &HostPort, new: &[HostKey], file: &Path, out: &mut impl Write) ->
     Ok(())
 }
 
-/// Asks until there is an answer.
-fn ask(new: Vec<HostKey>, terminal: &mut impl BufRead, out: &mut impl Write) -> Result<Vec<HostKey>, Stop> {
-    write!(out, "\nIs this the bastion (yes/no/[fingerprint])? ")?;
+/// Asks until there is an answer. Where the bastion does not show all that is known of it, a `yes` is not enough: only who
+/// has compared can type a fingerprint.
+fn ask(
+    new: Vec<HostKey>,
+    is_complete: bool,
+    terminal: &mut impl BufRead,
+    out: &mut impl Write,
+) -> Result<Vec<HostKey>, Stop> {
+    let (answers, again) = match is_complete {
+        true => ("yes/no/[fingerprint]", "yes, no or the fingerprint of one of them"),
+        false => ("no/[fingerprint]", "no or the fingerprint of one of them"),
+    };
+    write!(out, "\nIs this the bastion ({answers})? ")?;
     loop {
         out.flush()?;
         let mut answer = String::new();
         let read = terminal.read_line(&mut answer).unwrap_or_default();
         match answer.trim() {
-            "yes" => return Ok(new),
+            "yes" if is_complete => return Ok(new),
             "no" => return Err(Stop::Failed("nothing is stored".to_owned())),
             _ if read == 0 => return Err(Stop::Failed("nothing is stored".to_owned())),
             other => {
@@ -209,7 +252,7 @@ fn ask(new: Vec<HostKey>, terminal: &mut impl BufRead, out: &mut impl Write) -> 
                 if let Some(key) = new.iter().find(|key| Some(key.fingerprint()) == typed) {
                     return Ok(vec![key.clone()]);
                 }
-                write!(out, "Please type yes, no or the fingerprint of one of them: ")?;
+                write!(out, "Please type {again}: ")?;
             }
         }
     }
@@ -226,7 +269,7 @@ fn keep(bastion: &BastionPlan, known_hosts: &KnownHostsPlan, confirmed: &[HostKe
             return Err(Failure::new(Cause::HostKeyChanged, text));
         }
         let new = confirmed.iter().filter(|key| is_new(&bastion.at, key, known)).cloned().collect();
-        Ok(Some(Renewal { new, gone: Vec::new() }))
+        Ok(Some(Renewal::adding(new)))
     };
     store(known_hosts, &bastion.at, decide).map_err(failed).map(drop)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use aws_lc_rs::hmac;
 use data_encoding::BASE64;
 
-use super::{HostKey, names};
+use super::{Fingerprint, HostKey, names};
 use crate::ids::HostPort;
 
 /// What a line says of its key.
@@ -100,6 +100,16 @@ pub fn line(bastion: &HostPort, key: &HostKey) -> String {
     format!("{name} {} {}", key.key_type, BASE64.encode(&key.blob))
 }
 
+/// Begins the comment of a key that a bastion has announced.
+const BESIDE: &str = "announced-with:";
+
+/// The comment, after a space, of a `key` that was announced with all of these.
+pub(super) fn beside(all: &[Fingerprint], key: &HostKey) -> String {
+    let others = all.iter().filter(|fingerprint| **fingerprint != key.fingerprint());
+    let others: Vec<String> = others.map(ToString::to_string).collect();
+    if others.is_empty() { String::new() } else { format!(" {BESIDE}{}", others.join(",")) }
+}
+
 /// One line of a known_hosts file.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -107,6 +117,7 @@ pub struct Entry {
     line: usize,
     marker: Marker,
     hosts: Hosts,
+    beside: Vec<Fingerprint>,
     /// The key, its type as written.
     pub key: HostKey,
 }
@@ -120,6 +131,11 @@ impl Entry {
 
     pub(super) fn line(&self) -> usize {
         self.line
+    }
+
+    /// Whether its key was announced with that of another line.
+    pub(super) fn was_beside(&self, other: &Self) -> bool {
+        self.beside.contains(&other.key.fingerprint())
     }
 
     pub(super) fn is_in(&self, file: &str) -> bool {
@@ -149,7 +165,9 @@ impl Entry {
         let hosts = Hosts::parse(words.next()?)?;
         let key_type = words.next()?.to_owned();
         let blob = BASE64.decode(words.next()?.as_bytes()).ok()?;
-        Some(Self { file: Arc::clone(file), line, marker, hosts, key: HostKey { key_type, blob } })
+        let beside = words.next().and_then(|comment| comment.strip_prefix(BESIDE)).unwrap_or_default();
+        let beside = beside.split(',').filter_map(|text| Fingerprint::parse(text).ok()).collect();
+        Some(Self { file: Arc::clone(file), line, marker, hosts, beside, key: HostKey { key_type, blob } })
     }
 }
 
@@ -214,6 +232,15 @@ impl KnownHosts {
     /// The lines of authorities that may vouch for the bastion.
     pub fn authorities(&self, bastion: &HostPort) -> impl Iterator<Item = &Entry> {
         self.all_for(bastion, Marker::CertAuthority)
+    }
+
+    /// The keys of the bastion that are not among those which it shows: those under its exact name, if there are some.
+    #[must_use]
+    pub fn not_shown(&self, bastion: &HostPort, shown: &[HostKey]) -> Vec<&Entry> {
+        let by_name =
+            names(bastion).into_iter().map(|name| self.entries_for(&name, Marker::None).collect::<Vec<_>>());
+        let known = by_name.into_iter().find(|entries| !entries.is_empty()).unwrap_or_default();
+        known.into_iter().filter(|entry| !shown.contains(&entry.key)).collect()
     }
 
     /// The types of the bastion's keys, without repetition: those under its exact name, if there are some.

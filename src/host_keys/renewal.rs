@@ -1,8 +1,8 @@
 //! What a bastion that announces its host keys changes in what was learnt of it: OpenSSH's `UpdateHostKeys`, see
 //! `hostkeys-00@openssh.com` in PROTOCOL in its source.
 
-use super::known_hosts::{KnownHosts, Marker};
-use super::{HostKey, names};
+use super::known_hosts::{Entry, KnownHosts, Marker, beside};
+use super::{Fingerprint, HostKey, names};
 use crate::ids::HostPort;
 
 /// The changes of one file.
@@ -10,14 +10,28 @@ use crate::ids::HostPort;
 pub struct Renewal {
     /// New keys. The bastion has yet to prove that it has them.
     pub new: Vec<HostKey>,
-    /// The lines of keys that the bastion does not have any more, counted from 1.
-    pub gone: Vec<usize>,
+    /// What the bastion announces beside each new key, to be written on its line.
+    pub beside: Vec<Fingerprint>,
+    /// Keys that the bastion does not have any more, and their lines, counted from 1.
+    pub gone: Vec<(usize, HostKey)>,
+}
+
+impl Renewal {
+    /// Only adds keys, of which nobody has announced anything.
+    #[must_use]
+    pub fn adding(new: Vec<HostKey>) -> Self {
+        Self { new, beside: Vec::new(), gone: Vec::new() }
+    }
 }
 
 impl KnownHosts {
     /// What changes in the file `own`, whose lines are among these, when the bastion that has shown the key `shown`
     /// announces `announced`. Nothing unless `shown` was learnt there, and everything that is known of the bastion
     /// too: what somebody else says of it, or of an authority for it, is not ours to overrule.
+    ///
+    /// A key is gone only where one that is still announced was once announced beside it, as its line says: then one
+    /// sshd had both. It has to be of the same type, if there is one. Behind one name there may be several sshds, each
+    /// with keys of its own and perhaps some that all have.
     #[must_use]
     pub fn renewal(
         &self,
@@ -39,10 +53,21 @@ impl KnownHosts {
         let is_new = |key: &&HostKey| {
             learnt.iter().all(|entry| entry.key != **key) && self.revocation(bastion, key).is_none()
         };
-        let is_gone = |key: &HostKey| key != shown && !announced.contains(key);
+        let stays = |key: &HostKey| key == shown || announced.contains(key);
+        let has_successor = |gone: &Entry| {
+            let same_type = |key: &HostKey| key.key_type == gone.key.key_type;
+            let type_stays = announced.iter().any(same_type);
+            learnt.iter().any(|entry| {
+                stays(&entry.key)
+                    && (same_type(&entry.key) || !type_stays)
+                    && (entry.was_beside(gone) || gone.was_beside(entry))
+            })
+        };
+        let gone = learnt.iter().filter(|entry| !stays(&entry.key) && has_successor(entry));
         let renewal = Renewal {
             new: announced.iter().filter(is_new).cloned().collect(),
-            gone: learnt.iter().filter(|entry| is_gone(&entry.key)).map(|entry| entry.line()).collect(),
+            beside: announced.iter().map(HostKey::fingerprint).collect(),
+            gone: gone.map(|entry| (entry.line(), entry.key.clone())).collect(),
         };
         (!renewal.new.is_empty() || !renewal.gone.is_empty()).then_some(renewal)
     }
@@ -53,13 +78,15 @@ impl Renewal {
     #[must_use]
     pub fn apply(&self, bastion: &HostPort, text: &[u8]) -> Vec<u8> {
         let lines = text.split_inclusive(|byte| *byte == b'\n').enumerate();
-        let kept = lines.filter(|(index, _)| !self.gone.contains(&(index + 1))).map(|(_, line)| line);
+        let is_gone = |index: usize| self.gone.iter().any(|(line, _)| *line == index + 1);
+        let kept = lines.filter(|(index, _)| !is_gone(*index)).map(|(_, line)| line);
         let mut text = kept.collect::<Vec<_>>().concat();
         for key in &self.new {
             if !text.is_empty() && !text.ends_with(b"\n") {
                 text.push(b'\n');
             }
             text.extend_from_slice(super::line(bastion, key).as_bytes());
+            text.extend_from_slice(beside(&self.beside, key).as_bytes());
             text.push(b'\n');
         }
         text
@@ -89,13 +116,14 @@ mod tests {
         known.read("own", own);
         let keys: Vec<HostKey> = keys.iter().map(|name| key(name)).collect();
         let renewal = known.renewal(&bastion(), "own", &key("a"), &keys)?;
-        Some((renewal.new, renewal.gone))
+        Some((renewal.new, renewal.gone.into_iter().map(|(line, _)| line).collect()))
     }
 
     #[test]
     fn only_what_was_learnt_is_renewed() {
         let base64 = |name: &str| data_encoding::BASE64.encode(name.as_bytes());
-        let own = format!("# ours\n{}\n{}\n", line("a"), line("old"));
+        let beside = beside(&[key("a").fingerprint(), key("old").fingerprint()], &key("old"));
+        let own = format!("# ours\n{}\n{}{beside}\n", line("a"), line("old"));
         let changed = Some((vec![key("new")], vec![3]));
         assert_eq!(renewal(&own, "", &["a", "new"]), changed);
         assert_eq!(renewal(&own, "", &["a", "old"]), None);
@@ -126,8 +154,23 @@ mod tests {
     }
 
     #[test]
+    fn only_what_one_sshd_had_takes_the_place_of_the_other() {
+        let two = format!("{}\n{}\n", line("a"), line("b"));
+        assert_eq!(renewal(&two, "", &["a"]), None, "it may be another sshd's");
+        assert_eq!(renewal(&two, "", &["a", "new"]), Some((vec![key("new")], vec![])));
+        // `a`, then `b` beside it, then `b` alone; whichever of the two lines says so.
+        let all = [key("a").fingerprint(), key("b").fingerprint()];
+        for (first, second) in [("b", "a"), ("a", "b")] {
+            let renewed = Renewal { new: vec![key(second)], beside: all.to_vec(), gone: Vec::new() };
+            let text = renewed.apply(&bastion(), line(first).as_bytes());
+            let gone = if first == "b" { 1 } else { 2 };
+            assert_eq!(renewal(str::from_utf8(&text).unwrap(), "", &["a"]), Some((vec![], vec![gone])));
+        }
+    }
+
+    #[test]
     fn other_lines_stay_as_they_are() {
-        let renewal = Renewal { new: vec![key("new")], gone: vec![2] };
+        let renewal = Renewal { gone: vec![(2, key("gone"))], ..Renewal::adding(vec![key("new")]) };
         let new = format!("{}\n", line("new"));
         for (before, after) in [
             (&b"# \xff\r\ngone\nkept"[..], format!("# \u{fffd}\r\nkept\n{new}")),

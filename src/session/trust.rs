@@ -69,8 +69,7 @@ pub(super) fn advise(plan: &BastionPlan, failure: Failure) -> Failure {
         Some(_) => format!("run `tunnelkeeper trust {}`", plan.name),
         None => "append the line that `ssh-keyscan` prints to a file that `known_hosts` names".to_owned(),
     };
-    let compare =
-        "compare the fingerprint with the bastion's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)";
+    let compare = failure.hint().to_owned();
     failure.with_hint(format!("{compare}, then {how}"))
 }
 
@@ -84,7 +83,7 @@ pub(super) async fn learn(plan: &BastionPlan, seen: &Seen) -> Result<(), Failure
         warn!(
             bastion = %plan.name,
             host_key = %seen.key.fingerprint(),
-            hint = "compare it with the bastion's own: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
+            hint = format!("compare it with the bastion's own: {}", seen.key.comparison()),
             "stored the first host key of this bastion (host_key_policy = \"accept-new\")"
         );
     }
@@ -98,7 +97,7 @@ fn first(known: &KnownHosts, at: &HostPort, key: HostKey) -> Result<Option<Renew
     // The time matters to certificates only.
     Ok(match trust.judge(at, &shown, 0)? {
         Trusted::Known => None,
-        Trusted::FirstSight => Some(Renewal { new: vec![key], gone: Vec::new() }),
+        Trusted::FirstSight => Some(Renewal::adding(vec![key])),
     })
 }
 
@@ -141,13 +140,16 @@ pub(super) async fn renew(
     };
     match outcome.await {
         Ok(Some(done)) => {
-            let new: Vec<String> = done.new.iter().map(ToString::to_string).collect();
-            info!(
-                bastion = %plan.name,
-                new = new.join(", "),
-                gone = done.gone.len(),
-                "stored the host keys that the bastion announced and proved"
-            );
+            let list = |keys: &mut dyn Iterator<Item = &HostKey>| {
+                keys.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            };
+            let (new, gone) = (list(&mut done.new.iter()), list(&mut done.gone.iter().map(|(_, key)| key)));
+            if !new.is_empty() {
+                info!(bastion = %plan.name, new, "stored the host keys that the bastion announced and proved");
+            }
+            if !gone.is_empty() {
+                info!(bastion = %plan.name, gone, "removed host keys that the bastion does not announce any more");
+            }
         }
         Ok(None) => {
             debug!(bastion = %plan.name, "the bastion announced its host keys, and nothing follows from it");
@@ -170,12 +172,22 @@ pub async fn fetch(plan: &BastionPlan, jumps: &[Arc<BastionPlan>]) -> Result<Vec
     let memory = BufferMemory::new(usize::MAX);
     let mut way: Vec<Owned> = Vec::new();
     for jump in jumps {
+        let jump = &Arc::new(as_known(jump));
         let through = way.last().map(|connection| &**connection);
         let reached = reach(jump, through, Gate::new(&memory, Arc::default())).await;
         let at_jump = |failure: Failure| failure.at(&format!("at the jump \"{}\"", jump.name));
         way.push(reached.map_err(|unreached| at_jump(unreached.failure))?.connection);
     }
     ssh::look_at_host_keys(plan, way.last().map(|connection| &**connection)).await
+}
+
+/// The plan of a jump of which nothing is learnt: whoever confirms one key has not been asked about another.
+fn as_known(plan: &BastionPlan) -> BastionPlan {
+    let mut plan = plan.clone();
+    if let TrustPlan::Files(known_hosts) = &mut plan.trust {
+        (known_hosts.policy, known_hosts.update) = (HostKeyPolicy::Strict, false);
+    }
+    plan
 }
 
 /// Changes the known_hosts file of the state directory by what `decide` makes of all files, and returns that. Nobody

@@ -30,6 +30,10 @@ pub(super) fn read(section: &mut Section, daemon: &DaemonPlan, report: &mut Repo
             let text = "learns nothing where `host_key` pins keys: keep one of the two";
             report.problem(section, "host_key_policy", text);
         }
+        if update && section.has("update_host_keys") {
+            let text = "follows nothing where `host_key` pins keys: keep one of the two";
+            report.problem(section, "update_host_keys", text);
+        }
         return pins.map(TrustPlan::Pins);
     }
     let mut files: Vec<PathBuf> = files?;
@@ -74,6 +78,10 @@ mod tests {
             (
                 format!("{pin}\nhost_key_policy = \"accept-new\""),
                 "bastions.prod.host_key_policy: learns nothing where `host_key` pins keys",
+            ),
+            (
+                format!("{pin}\nupdate_host_keys = true"),
+                "bastions.prod.update_host_keys: follows nothing where `host_key` pins keys",
             ),
             (format!("{pin}\nknown_hosts = \"/theirs\""), "bastions.prod.known_hosts: is not read where"),
             (

@@ -246,14 +246,50 @@ fn announced_keys_are_learnt_and_a_rotation_needs_nobody() {
     let own = own_file(&daemon.config());
     let line = |key: &Path| format!("[127.0.0.1]:{} {}\n", bastion.port, key_of(key));
     let (old, new) = (line(&bastion.path("host")), line(&next) + &line(&rsa));
+    // Lines without their comments, which say what was announced together.
+    let stored = || {
+        let text = fs::read_to_string(&own).unwrap();
+        let lines = text.lines().map(|line| line.split(' ').take(3).collect::<Vec<_>>().join(" ") + "\n");
+        lines.collect::<String>()
+    };
     daemon.wait_event("stored the host keys that the bastion announced and proved");
-    assert_eq!(fs::read_to_string(&own).unwrap(), format!("{old}{new}"));
+    assert_eq!(stored(), format!("{old}{new}"));
 
     let host = bastion.path("host");
+    let gone = fingerprint(&bastion.path("host.pub"));
     bastion.reconfigure(|config| config.replace(&format!("HostKey {}\n", host.display()), ""));
-    eventually("the old key is forgotten", || (fs::read_to_string(&own).unwrap() == new).then_some(()));
+    eventually("the old key is forgotten", || (stored() == new).then_some(()));
+    let event = daemon.wait_event("removed host keys that the bastion does not announce any more");
+    assert_eq!(event["gone"], format!("ssh-ed25519 key {gone}").as_str());
     daemon.wait_up("prod");
     assert!(daemon.events("bastion not reached").iter().all(|event| event["phase"] != "host_key"));
+}
+
+#[test]
+fn several_bastions_behind_one_name_keep_their_keys() {
+    let mut bastion = Bastion::start();
+    let (other, rsa) = (other_key(&bastion, "other", &ED25519), other_key(&bastion, "rsa", &RSA));
+    bastion.reconfigure(|config| format!("{config}\nHostKey {}\n", rsa.display()));
+    let state_dir = bastion.path("state");
+    let own = state_dir.join("known_hosts");
+    let line = |key: &Path| format!("[127.0.0.1]:{} {}\n", bastion.port, key_of(key));
+    let (host, rsa_line) = (bastion.path("host"), line(&rsa));
+    let both = line(&host) + &line(&other);
+    fs::create_dir(&state_dir).unwrap();
+    fs::write(&own, &both).unwrap();
+    let config = format!(
+        "[http]\nlisten = \"127.0.0.1:0\"\n[daemon]\nstate_dir = {state_dir:?}\n{}",
+        with_a_database(&bastion.unknown_section("prod"))
+    );
+    let first = Daemon::start(&config);
+    first.wait_event("stored the host keys that the bastion announced and proved");
+    let text = fs::read_to_string(&own).unwrap();
+    assert!(text.starts_with(&both) && text.contains(rsa_line.trim_end()), "{text}");
+    drop(first);
+    bastion.reconfigure(|config| config.replace(&host.display().to_string(), &other.display().to_string()));
+    let second = Daemon::start(&config);
+    second.wait_up("prod");
+    assert!(fs::read_to_string(&own).unwrap().starts_with(&both));
 }
 
 #[test]

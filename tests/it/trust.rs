@@ -63,12 +63,17 @@ fn trust_shows_every_key_and_stores_what_is_named() {
 
 /// Runs `trust` on a terminal, and types.
 fn on_a_terminal(config: &Path, typed: &str) -> Output {
+    on_a_terminal_as(config, typed, "")
+}
+
+/// With the shell's redirections.
+fn on_a_terminal_as(config: &Path, typed: &str, redirections: &str) -> Output {
     let words = command(config, &["trust", "prod"]);
     let quoted = |word: &OsStr| format!("'{}'", word.to_str().unwrap());
     let line: Vec<String> =
         std::iter::once(words.get_program()).chain(words.get_args()).map(quoted).collect();
     let mut script = Command::new("script");
-    script.args(["-q", "-e", "-c", &line.join(" "), "/dev/null"]).env("SHELL", "/bin/sh");
+    script.args(["-q", "-e", "-c", &(line.join(" ") + redirections), "/dev/null"]).env("SHELL", "/bin/sh");
     let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.as_mut().unwrap().write_all(typed.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
@@ -84,6 +89,11 @@ fn trust_asks_on_a_terminal() {
     let refused = on_a_terminal(&config, "no\n");
     assert!(!refused.status.success() && text(&refused).contains("nothing is stored"), "{}", text(&refused));
     assert!(!own.exists());
+    let unread = on_a_terminal_as(&config, "yes\n", " >/dev/null");
+    assert!(text(&unread).contains("Is this the bastion (yes/no/[fingerprint])?"), "{}", text(&unread));
+    fs::remove_file(&own).unwrap();
+    let unasked = on_a_terminal_as(&config, "yes\n", " 2>/dev/null");
+    assert!(!unasked.status.success() && !own.exists(), "{}", text(&unasked));
     let pin = fingerprint(&bastion.path("rsa.pub"));
     let stored = on_a_terminal(&config, &format!("y\nSHA256:nonsense\n{pin}\n"));
     assert!(stored.status.success(), "{}", text(&stored));
@@ -95,6 +105,77 @@ fn trust_asks_on_a_terminal() {
         fs::read_to_string(&own).unwrap(),
         format!("{rsa_line}{}\n", bastion.known_hosts_line(bastion.port))
     );
+}
+
+#[test]
+fn where_a_known_key_is_not_shown_only_a_fingerprint_counts() {
+    let bastion = Bastion::start();
+    let rsa = other_key(&bastion, "rsa", &RSA);
+    let (_dir, config) = configured(&with_a_database(&bastion.unknown_section("prod")));
+    let own = own_file(&config);
+    let known = format!("[127.0.0.1]:{} {}\n", bastion.port, key_of(&rsa));
+    fs::create_dir_all(own.parent().unwrap()).unwrap();
+    fs::write(&own, &known).unwrap();
+    let refused = on_a_terminal(&config, "yes\nno\n");
+    assert!(!refused.status.success(), "{}", text(&refused));
+    let missed = format!("ssh-rsa  {}  {}:1", fingerprint(&bastion.path("rsa.pub")), own.display());
+    for expected in ["WARNING", &missed, "Please type no or the fingerprint of one of them"] {
+        assert!(text(&refused).contains(expected), "{expected}: {}", text(&refused));
+    }
+    assert_eq!(fs::read_to_string(&own).unwrap(), known);
+    let daemon = Daemon::start(&with_a_database(&format!(
+        "{}known_hosts = {own:?}\n",
+        bastion.unknown_section("prod")
+    )));
+    let event = daemon.wait_event("bastion not reached");
+    let hint = event["hint"].as_str().unwrap();
+    assert!(hint.starts_with("a bastion that has lost the ssh-rsa key that is known of it"), "{event}");
+    assert!(hint.contains("/etc/ssh/ssh_host_ed25519_key.pub"), "{event}");
+    let pin = fingerprint(&bastion.path("host.pub"));
+    assert!(on_a_terminal(&config, &format!("{pin}\n")).status.success());
+    assert_eq!(
+        fs::read_to_string(&own).unwrap(),
+        format!("{known}{}\n", bastion.known_hosts_line(bastion.port))
+    );
+}
+
+#[test]
+fn trust_looks_into_the_daemons_files_not_into_those_of_who_runs_it() {
+    let bastion = Bastion::start();
+    let (_dir, config) = configured(&with_a_database(&bastion.unknown_section("prod")));
+    let own = own_file(&config);
+    let (state_dir, home) = (own.parent().unwrap(), bastion.path("home"));
+    fs::create_dir_all(state_dir).unwrap();
+    fs::create_dir_all(home.join(".ssh")).unwrap();
+    let line = format!("{}\n", bastion.known_hosts_line(bastion.port));
+    fs::write(home.join(".ssh/known_hosts"), &line).unwrap();
+    let trust = || {
+        let pin = fingerprint(&bastion.path("host.pub"));
+        let mut command = command(&config, &["trust", "prod", "--fingerprint", &pin]);
+        command.env("HOME", &home).output().unwrap()
+    };
+    let output = trust();
+    assert!(text(&output).contains("There is nothing to store"), "{}", text(&output));
+    std::os::unix::fs::chown(state_dir, Some(12345), None).unwrap();
+    let output = trust();
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(fs::read_to_string(&own).unwrap(), line);
+}
+
+#[test]
+fn trust_of_one_learns_nothing_of_its_jump() {
+    let (edge, bastion) = (Bastion::start(), Bastion::start());
+    let sections = format!(
+        "{}host_key_policy = \"accept-new\"\n{}jump = \"edge\"\n",
+        edge.unknown_section("edge"),
+        bastion.unknown_section("prod")
+    );
+    let (_dir, config) = configured(&with_a_database(&sections));
+    let pin = fingerprint(&bastion.path("host.pub"));
+    let refused = run(&config, &["trust", "prod", "--fingerprint", &pin]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused).contains("then run `tunnelkeeper trust edge`"), "{}", text(&refused));
+    assert!(!own_file(&config).exists());
 }
 
 #[test]
