@@ -179,8 +179,10 @@ pub fn check_account(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err("is empty".to_owned());
     }
-    let odd = |c: char| c.is_whitespace() || c.is_control() || r#""'`$;&|<>()*?!,{}[]\"#.contains(c);
-    if name.starts_with(['-', '#', '~']) || name.contains(odd) {
+    let odd = |c: char| c.is_whitespace() || c.is_control() || r#""'`$;&|<>()*?!,{}[]"#.contains(c);
+    // A directory's accounts are DOMAIN\name.
+    let loose_backslash = name.split('\\').any(str::is_empty);
+    if loose_backslash || name.starts_with(['-', '#', '~']) || name.contains(odd) {
         return Err(format!("\"{}\" is not the name of an account", name.escape_debug()));
     }
     Ok(())
@@ -291,12 +293,14 @@ mod tests {
 
     #[test]
     fn accounts() {
-        for good in ["tunnelkeeper", "_me", "a.b-c_d", "me@example.org", "me:target", "me#domain@host"] {
+        for good in
+            ["tunnelkeeper", "_me", "a.b-c_d", "me@example.org", "me:target", "me#domain@host", "DOMAIN\\me"]
+        {
             assert_eq!(check_account(good), Ok(()), "{good}");
         }
         for bad in [
             "", "-a", "a b", "a;b", "a$b", "a`b", "a|b", "a&b", "a<b", "a>b", "a\"b", "a'b", "a\nb", "a,b",
-            "*",
+            "*", "a\\", "\\a", "a\\\\b",
         ] {
             assert!(check_account(bad).is_err(), "{bad:?} was accepted");
         }
