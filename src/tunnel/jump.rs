@@ -1,7 +1,8 @@
 //! A bastion that is only gone through: nobody dials it but the bastions behind it, each for itself, and its tunnel is
 //! up while one of theirs is. This unit does nothing but tell.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::select_all;
 use tokio::sync::watch;
@@ -125,16 +126,20 @@ async fn change<T>(receiver: &mut watch::Receiver<T>) {
 #[derive(Default)]
 struct Known {
     certificate: Certificate,
-    sessions: Vec<(u64, Weak<SessionLoad>)>,
+    sessions: Vec<(u64, Arc<SessionLoad>)>,
     next_id: u64,
+    /// Stalled time of those that have ended.
+    stalled_before: Duration,
 }
 
 impl Known {
     /// What the tunnels behind say of the bastion.
     fn view(&mut self, bastion: &Name, before: &TunnelState, behind: &[Said]) -> TunnelState {
         let at = now();
+        let sessions = self.sessions(bastion, behind);
         let mut state = TunnelState {
-            sessions: self.sessions(bastion, behind),
+            sessions,
+            stalled_before: self.stalled_before,
             uptime: before.uptime,
             down_since: before.down_since,
             ..TunnelState::default()
@@ -176,18 +181,21 @@ impl Known {
             load: Arc::clone(&jump.load),
             jumps: Vec::new(),
         });
-        let sessions = sessions.collect();
-        self.sessions.retain(|(_, load)| load.strong_count() > 0);
+        let sessions: Vec<SessionState> = sessions.collect();
+        let lives = |load: &Arc<SessionLoad>| sessions.iter().any(|session| Arc::ptr_eq(&session.load, load));
+        for (_, ended) in self.sessions.extract_if(.., |(_, load)| !lives(load)) {
+            self.stalled_before += ended.stalled(Instant::now().into_std());
+        }
         sessions
     }
 
     fn number(&mut self, load: &Arc<SessionLoad>) -> u64 {
-        let seen = self.sessions.iter().find(|(_, seen)| seen.as_ptr() == Arc::as_ptr(load));
+        let seen = self.sessions.iter().find(|(_, seen)| Arc::ptr_eq(seen, load));
         if let Some((id, _)) = seen {
             return *id;
         }
         self.next_id += 1;
-        self.sessions.push((self.next_id, Arc::downgrade(load)));
+        self.sessions.push((self.next_id, Arc::clone(load)));
         self.next_id
     }
 }
@@ -204,7 +212,7 @@ fn of_those_behind<'a>(behind: impl Iterator<Item = &'a Said>) -> Option<Inciden
 mod tests {
     use super::*;
     use crate::failure::Cause;
-    use crate::state::{JumpState, JumpTrouble};
+    use crate::state::{JumpState, JumpTrouble, Moment};
 
     fn name(text: &str) -> Name {
         Name::parse(text).unwrap()
@@ -265,6 +273,28 @@ mod tests {
         assert_eq!(detail, "behind it, at bastion \"inner\": nobody listens");
         stop.cancel();
         life.await.unwrap();
+    }
+
+    #[test]
+    fn the_stalled_time_of_a_session_that_has_ended_still_counts() {
+        let stalled = session(SessionPhase::Established, &["outer"]);
+        let load = Arc::clone(&stalled.jumps[0].load);
+        let began = now();
+        load.set_gate(false, began);
+        load.set_gate(true, Moment { instant: began.instant + Duration::from_secs(7), ..began });
+        let other = session(SessionPhase::Established, &["outer"]);
+        let mut known = Known::default();
+        let mut view = |sessions: &[&SessionState]| {
+            let sessions = sessions.iter().copied().cloned().collect();
+            let tunnel = Arc::new(TunnelState { sessions, ..TunnelState::default() });
+            let said = Said { bastion: name("inner"), tunnel, former: false };
+            let state = known.view(&name("outer"), &TunnelState::default(), &[said]);
+            (state.stalled_before, state.sessions.len())
+        };
+        assert_eq!(view(&[&stalled, &other]), (Duration::ZERO, 2));
+        for _ in 0..2 {
+            assert_eq!(view(&[&other]), (Duration::from_secs(7), 1));
+        }
     }
 
     #[tokio::test]
