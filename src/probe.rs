@@ -133,9 +133,9 @@ impl<D: Dial> Unit<D> {
 }
 
 /// Waits for a configuration with which the database is probed in another way.
-async fn another<D>(changes: &mut watch::Receiver<Arc<Route<D>>>, route: &Route<D>) {
-    let way = |plan: &DatabasePlan| (plan.target.clone(), plan.bastions.clone(), plan.probe.clone());
-    let differs = |new: &Arc<Route<D>>| way(&new.plan) != way(&route.plan);
+async fn another<D: Dial>(changes: &mut watch::Receiver<Arc<Route<D>>>, route: &Route<D>) {
+    let how = |plan: &DatabasePlan| (plan.target.clone(), plan.probe.clone());
+    let differs = |new: &Arc<Route<D>>| how(&new.plan) != how(&route.plan) || !new.ways.are(&route.ways);
     if changes.wait_for(differs).await.is_err() {
         pending::<()>().await;
     }

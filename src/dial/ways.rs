@@ -40,9 +40,12 @@ impl<D: Dial> Ways<D> {
         Self(ways.into())
     }
 
-    /// The names of the bastions.
-    pub fn bastions(&self) -> impl Iterator<Item = &Name> {
-        self.0.iter().map(|(bastion, _)| bastion)
+    /// Whether these are the same tunnels in the same order: one of the same name may be another.
+    #[must_use]
+    pub fn are(&self, others: &Self) -> bool {
+        let same =
+            |((_, one), (_, other)): (&(Name, D), &(Name, D))| one.state().same_channel(&other.state());
+        self.0.len() == others.0.len() && self.0.iter().zip(others.0.iter()).all(same)
     }
 
     /// The state of each tunnel.
@@ -182,6 +185,18 @@ mod tests {
 
     async fn placed(ways: &Ways<FakeDial>, avoid: &Avoid) -> String {
         ways.seat(avoid).await.0.to_string()
+    }
+
+    #[test]
+    fn a_tunnel_of_the_same_name_may_be_another() {
+        let (ways, first, second) = ways([true, true]);
+        let others = |dials: &[(&str, &FakeDial)]| {
+            Ways::new(dials.iter().map(|(bastion, dial)| (name(bastion), FakeDial::clone(dial))).collect())
+        };
+        assert!(ways.are(&others(&[("first", &first), ("second", &second)])));
+        assert!(!ways.are(&others(&[("first", &first), ("second", &FakeDial::new(true))])));
+        assert!(!ways.are(&others(&[("second", &second), ("first", &first)])));
+        assert!(!ways.are(&others(&[("first", &first)])));
     }
 
     #[tokio::test(start_paused = true)]
