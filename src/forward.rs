@@ -106,8 +106,7 @@ impl<D: Dial> Shared<D> {
             let Route { plan, ways } = Route::clone(&route.borrow_and_update());
             let same = std::mem::replace(&mut target, plan.target.clone()) == plan.target;
             self.reach.forget(|bastion| same && plan.bastions.contains(bastion));
-            let (idle, stall) = (plan.forward.idle_timeout, plan.forward.stall_timeout);
-            self.limits.send_replace(Limits { idle, stall });
+            self.limits.send_replace(limits(&plan));
             let up = ways.is_up();
             self.state.send_if_modified(|state| {
                 let changed = state.uptime.since().is_some() != up;
@@ -120,6 +119,10 @@ impl<D: Dial> Shared<D> {
             }
         }
     }
+}
+
+fn limits(plan: &DatabasePlan) -> Limits {
+    Limits { idle: plan.forward.idle_timeout, stall: plan.forward.stall_timeout }
 }
 
 /// The forward itself.
@@ -138,9 +141,7 @@ pub fn new<D: Dial>(parts: Parts<D>) -> (watch::Receiver<ForwardState>, Unit<D>)
     let (state, receiver) = watch::channel(state);
     let reach = Reach::new(database.clone(), Arc::clone(&metrics), state.clone());
     let turned_away = OnceAMinute::default();
-    let plan = Arc::clone(&route.borrow().plan);
-    let limits = Limits { idle: plan.forward.idle_timeout, stall: plan.forward.stall_timeout };
-    let limits = watch::Sender::new(limits);
+    let limits = watch::Sender::new(limits(&route.borrow().plan));
     let shared =
         Arc::new(Shared { database, route, metrics, sockets, state, cut, room, turned_away, reach, limits });
     (receiver, Unit { shared, drain, claims })

@@ -82,8 +82,8 @@ impl Tunnel {
         let _ = self.requests.send(Request::DialNow);
     }
 
-    /// The configuration has changed. Sessions that would be made in another way now finish their clients, and new ones
-    /// are made.
+    /// The configuration has changed. Sessions that would be made in another way now serve until a new one is
+    /// established, or no longer where the daemon trusts something else now, and finish their clients.
     pub fn change(&self, plan: Arc<BastionPlan>, jumps: Arc<[Hop]>) {
         let _ = self.requests.send(Request::Change(plan, jumps));
     }

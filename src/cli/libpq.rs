@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use crate::failure::one_line;
+use crate::ids::POSTGRES_SOCKET;
 use crate::snapshot::Database;
 
 /// libpq's words for how much TLS proves, in this order.
@@ -147,7 +148,7 @@ fn way(listen: &[String], elsewhere: Option<IpAddr>) -> Result<Way, String> {
         Some(ip) => Err(format!("it listens on {everywhere} of {ip}, which cannot be reached from this machine")),
         None => listen.iter().find_map(unix).ok_or_else(|| {
             format!(
-                "libpq cannot use its listener {everywhere}: give the socket the name .s.PGSQL.5432, or listen on \
+                "libpq cannot use its listener {everywhere}: give the socket the name {POSTGRES_SOCKET}5432, or listen on \
                  127.0.0.1 too"
             )
         }),
@@ -173,9 +174,9 @@ fn reach(listener: SocketAddr, elsewhere: Option<IpAddr>) -> Option<SocketAddr> 
 /// libpq makes a socket's name of its directory and a port.
 fn unix_way(path: &str) -> Option<Way> {
     let name = Path::new(path).file_name()?.to_str()?;
-    let port = name.strip_prefix(".s.PGSQL.")?.parse::<u16>().ok()?;
+    let port = name.strip_prefix(POSTGRES_SOCKET)?.parse::<u16>().ok()?;
     let directory = path.strip_suffix(name)?.trim_end_matches('/');
-    (name == format!(".s.PGSQL.{port}") && directory.starts_with('/'))
+    (name == format!("{POSTGRES_SOCKET}{port}") && directory.starts_with('/'))
         .then(|| Way::Unix(directory.to_owned(), port))
 }
 

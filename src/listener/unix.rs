@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 
 use super::{BACKLOG, Claim};
 use crate::failure::{one_line, plain};
+use crate::ids::POSTGRES_SOCKET;
 use crate::local::{LocalAddress, Peer};
 use crate::settings::plan::ListenPlan;
 
@@ -99,7 +100,7 @@ fn make_way(path: &Path) -> Result<(), String> {
     // What is wrong with the directory, binding tells.
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     if found.is_dir() {
-        let name = path.join(".s.PGSQL.5432");
+        let name = path.join(format!("{POSTGRES_SOCKET}5432"));
         return Err(format!("is a directory: name the socket in it, such as unix:{}", name.display()));
     }
     if !found.file_type().is_socket() {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tracing::{debug, info, warn};
 
-use super::way::{Owned, reach};
+use super::way::{Owned, place, reach};
 use crate::failure::{Cause, Failure, plain};
 use crate::files::{self, Existing};
 use crate::host_keys::{HostKey, HostKeyPolicy, KnownHosts, Renewal, Shown, Trust, Trusted};
@@ -175,8 +175,8 @@ pub async fn fetch(plan: &BastionPlan, jumps: &[Arc<BastionPlan>]) -> Result<Vec
         let jump = &Arc::new(as_known(jump));
         let through = way.last().map(|connection| &**connection);
         let reached = reach(jump, through, Gate::new(&memory, Arc::default())).await;
-        let at_jump = |failure: Failure| failure.at(&format!("at the jump \"{}\"", jump.name));
-        way.push(reached.map_err(|unreached| at_jump(unreached.failure))?.connection);
+        let reached = reached.map_err(|unreached| unreached.failure.at(&place(jump)))?;
+        way.push(reached.connection);
     }
     ssh::look_at_host_keys(plan, way.last().map(|connection| &**connection)).await
 }

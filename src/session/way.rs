@@ -53,17 +53,6 @@ impl Drop for Owned {
     }
 }
 
-/// A connection that is being made: it ends where nobody waits for it any more, whatever russh waits for.
-struct Begun(Option<Arc<Gate>>);
-
-impl Drop for Begun {
-    fn drop(&mut self) {
-        if let Some(gate) = self.0.take() {
-            gate.condemn();
-        }
-    }
-}
-
 /// A hop that was not reached.
 pub(super) struct Unreached {
     pub(super) failure: Failure,
@@ -138,7 +127,7 @@ impl Way {
     pub(super) fn lost(&self) -> Option<(Name, Failure)> {
         let (hop, failure) = self.ended()?;
         hop.metrics.lost(failure.cause);
-        Some((hop.plan.name.clone(), failure.at(&place(hop))))
+        Some((hop.plan.name.clone(), failure.at(&place(&hop.plan))))
     }
 
     /// Finds out which hop it was that failed when `next` was not reached (none = the bastion itself): that one, or a
@@ -175,8 +164,8 @@ impl Way {
     }
 }
 
-fn place(hop: &Hop) -> String {
-    format!("at the jump \"{}\"", hop.plan.name)
+pub(super) fn place(jump: &BastionPlan) -> String {
+    format!("at the jump \"{}\"", jump.name)
 }
 
 /// A jump that falls silent looks like this to the hop behind it.
@@ -187,7 +176,7 @@ fn may_be_silence(cause: Cause) -> bool {
 
 fn at_jump(hop: &Hop, unreached: Unreached) -> Unreached {
     hop.metrics.failed(unreached.failure.cause);
-    let failure = unreached.failure.at(&place(hop));
+    let failure = unreached.failure.at(&place(&hop.plan));
     Unreached { failure, jump: Some(hop.plan.name.clone()), ..unreached }
 }
 
@@ -206,19 +195,16 @@ pub(super) async fn reach(
     through: Option<&Connection>,
     gate: Arc<Gate>,
 ) -> Result<Reached, Unreached> {
-    let mut begun = Begun(Some(Arc::clone(&gate)));
     let trusted = Arc::new(trust::read(plan).await?);
     let identities = load_identities(plan).await?;
     let deadline = Instant::now() + plan.connect_timeout;
     let connected = ssh::connect(plan, through, trusted, gate, deadline).await;
     let connected = connected.map_err(|failure| trust::advise(plan, failure))?;
-    begun.0 = Some(Arc::clone(connected.gate()));
     trust::learn(plan, &connected.seen).await?;
     let (address, host_key) = (connected.address, connected.seen.key.clone());
     match connected.login(&plan.user, &identities, fetch_password(plan), deadline).await {
         Ok(connection) => {
             let connection = Owned(connection);
-            begun.0 = None;
             // It ends with the session.
             tokio::spawn(trust::renew(Arc::clone(plan), connection.announced_host_keys(), host_key));
             // One that is there and not needed is worth a word only where it is meant to be used.

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::connect::Connected;
-use super::gate::Gate;
+use super::gate::{Gate, OwnGate};
 use super::guard::{Guard, Obituary};
 use super::host_key::Announced;
 use crate::dial::{self, Arrival, Gone};
@@ -50,9 +50,9 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct Connection(Arc<Shared>);
 
 pub(super) struct Shared {
+    gate: OwnGate,
     handle: Handle<Guard>,
     bastion: HostPort,
-    gate: Arc<Gate>,
     obituary: Arc<Obituary>,
     /// Why the last open was refused, in the bastion's words.
     refusal: Arc<Mutex<Option<String>>>,
@@ -63,21 +63,14 @@ pub(super) struct Shared {
     lane: runtime::Handle,
 }
 
-/// A connection that nobody holds any more ends, also where its owner broke.
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.gate.condemn();
-    }
-}
-
 impl Connection {
     /// `certificate` is the one that the bastion accepted.
     pub(super) fn new(connected: Connected, certificate: Option<CertificateTerm>) -> Self {
-        let Connected { handle, bastion, gate, obituary, refusal, announced, .. } = connected;
+        let Connected { gate, handle, bastion, obituary, refusal, announced, .. } = connected;
         Self(Arc::new(Shared {
+            gate,
             handle,
             bastion,
-            gate,
             obituary,
             refusal,
             announced,

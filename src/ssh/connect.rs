@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::algorithms::{preferred, would_do_with_legacy};
 use super::channel::Connection;
-use super::gate::Gate;
+use super::gate::{Gate, OwnGate};
 use super::greeting::Greeting;
 use super::guard::{Guard, HandlerError, Obituary, Scrutiny, of_jump};
 use super::host_key::{Announced, Seen};
@@ -40,9 +40,9 @@ const PROXY_ROUND_TRIP: Duration = Duration::from_millis(10);
 
 /// Connected and verified, not logged in.
 pub struct Connected {
+    pub(super) gate: OwnGate,
     pub(super) handle: client::Handle<Guard>,
     pub(super) bastion: HostPort,
-    pub(super) gate: Arc<Gate>,
     pub(super) obituary: Arc<Obituary>,
     pub(super) refusal: Arc<Mutex<Option<String>>>,
     pub(super) announced: Announced,
@@ -53,21 +53,13 @@ pub struct Connected {
     pub address: Option<SocketAddr>,
 }
 
-impl Connected {
-    /// The gate that its traffic goes through.
-    #[must_use]
-    pub fn gate(&self) -> &Arc<Gate> {
-        &self.gate
-    }
-}
-
 /// Connects to a bastion, through a session of its jump where it has one, and verifies its host key. All traffic goes
-/// through `gate`, or another one for the same session ([`Connected::gate`]); a silent peer is given up by the kernel
-/// after the bastion's `keepalive_timeout`.
+/// through `gate`, or another one for the same session; a silent peer is given up by the kernel after the bastion's
+/// `keepalive_timeout`.
 ///
 /// # Errors
 /// `dns`, `tcp`, `banner`, `kex` and `host_key` failures, and `channel` failures of the jump. The connection is gone
-/// then.
+/// then, and also where the future or what it returned is dropped.
 pub async fn connect(
     plan: &BastionPlan,
     through: Option<&Connection>,
@@ -145,21 +137,20 @@ async fn shake_hands<S: Socket + Send + 'static>(
     let BastionPlan { at: bastion, legacy_algorithms, .. } = plan;
     let legacy_algorithms = *legacy_algorithms;
     let greeting = Arc::new(Mutex::new(Greeting::default()));
-    let (gate, seen, announced) = (guard.gate(), guard.seen(), guard.announced());
+    let (gate, seen, announced) = (OwnGate(guard.gate()), guard.seen(), guard.announced());
     let (obituary, refusal) = (guard.obituary(), guard.refusal());
     let transport = Transport::new(socket, Arc::clone(&gate), Arc::clone(&greeting));
     match timeout_at(deadline, client::connect_stream(Arc::new(config), transport, guard)).await {
         Ok(Ok(handle)) => {
             let Some(seen) = seen.get().cloned() else {
                 // It never comes to that: no key exchange that we offer does without.
-                gate.condemn();
                 return Err(Failure::new(Cause::KexProtocol, format!("{bastion} has shown no host key")));
             };
             let (bastion, address) = (bastion.clone(), None);
             Ok(Connected {
+                gate,
                 handle,
                 bastion,
-                gate,
                 obituary,
                 refusal,
                 announced,
@@ -177,8 +168,6 @@ async fn shake_hands<S: Socket + Send + 'static>(
             })
         }
         Err(_) => {
-            // russh's task outlives the dropped future until its transport fails.
-            gate.condemn();
             let greeting = transport::lock(&greeting);
             Err(if greeting.is_complete() {
                 Failure::new(Cause::KexTimeout, format!("{bastion} did not finish the key exchange in time"))

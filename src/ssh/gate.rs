@@ -8,6 +8,7 @@
 //! A session with one client is held to [`SINGLE_LIMIT`]; one with several goes on until the memory of all
 //! sessions together is used up, so that a client that does not read harms no other until then.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
@@ -24,6 +25,24 @@ const FLOOR: usize = 1 << 20;
 
 /// A shut gate opens again when so much has been taken, in bytes, so that it does not flutter.
 const HYSTERESIS: usize = 2 << 20;
+
+/// A connection's own gate: the connection ends with it, also while it is still being made, where russh's task outlives
+/// the future that nobody waits for any more.
+pub(super) struct OwnGate(pub(super) Arc<Gate>);
+
+impl Deref for OwnGate {
+    type Target = Arc<Gate>;
+
+    fn deref(&self) -> &Arc<Gate> {
+        &self.0
+    }
+}
+
+impl Drop for OwnGate {
+    fn drop(&mut self) {
+        self.0.condemn();
+    }
+}
 
 fn reopening(limit: usize) -> usize {
     limit - (limit / 8).min(HYSTERESIS)

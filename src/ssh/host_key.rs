@@ -139,8 +139,7 @@ async fn look(
 ) -> Result<HostKey, Failure> {
     let gate = Gate::new(&BufferMemory::new(usize::MAX), Arc::default());
     let deadline = Instant::now() + plan.connect_timeout;
-    let met = meet(plan, through, preferred, Scrutiny::Look, Arc::clone(&gate), deadline).await;
-    gate.condemn();
+    let met = meet(plan, through, preferred, Scrutiny::Look, gate, deadline).await;
     met.map(|connected| connected.seen.key)
 }
 

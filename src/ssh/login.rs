@@ -50,7 +50,6 @@ impl Connected {
                     let _ = timeout(LAST_WORDS, self.obituary.wait()).await;
                 }
                 let last_words = self.obituary.read();
-                self.gate.condemn();
                 Err(match last_words {
                     Some(end) => explain_end(failure, &end),
                     None => failure,

@@ -33,41 +33,13 @@ pub(super) async fn ask_for_others(
         }
         let refused: Arc<OnceLock<HostKey>> = Arc::default();
         let scrutiny = Scrutiny::Judge(Arc::clone(trust), Arc::clone(&refused));
-        let attempt = Attempt::new(gate.anew());
-        let met = meet(plan, through, family, scrutiny, Arc::clone(&attempt.gate), deadline).await;
+        let met = meet(plan, through, family, scrutiny, gate.anew(), deadline).await;
         match (met, refused.get()) {
-            (Ok(connected), _) => {
-                attempt.succeed();
-                return Ok(connected);
-            }
+            (Ok(connected), _) => return Ok(connected),
             (Err(_), Some(key)) => shown.push(key.clone()),
             (Err(failure), None) if failure.cause == Cause::KexNoCommonAlgorithm => {}
             (Err(failure), None) => return Err(failure),
         }
     }
     Err(not_pinned(pins, &plan.at, &shown))
-}
-
-/// A connection that is being made: it ends where nobody waits for it any more, whatever russh waits for.
-struct Attempt {
-    gate: Arc<Gate>,
-    has_succeeded: bool,
-}
-
-impl Attempt {
-    fn new(gate: Arc<Gate>) -> Self {
-        Self { gate, has_succeeded: false }
-    }
-
-    fn succeed(mut self) {
-        self.has_succeeded = true;
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        if !self.has_succeeded {
-            self.gate.condemn();
-        }
-    }
 }

@@ -21,12 +21,17 @@ fn where_a_client_goes(daemon: &Daemon, runtime: &tokio::runtime::Runtime) -> St
     bastion
 }
 
+/// The configuration of "analytics", whose bastions are "first" and "second".
+fn database_behind_both() -> String {
+    let database = Postgres::shared().section("analytics", "first");
+    database.replace("bastion = \"first\"", "bastion = [\"first\", \"second\"]")
+}
+
 #[test]
 fn new_clients_go_to_the_next_bastion_and_return() {
     let (first, second) = (Bastion::start(), Bastion::start());
     let relay = Relay::before(first.port);
-    let database = Postgres::shared().section("analytics", "first");
-    let database = database.replace("bastion = \"first\"", "bastion = [\"first\", \"second\"]");
+    let database = database_behind_both();
     let quick = "probe = { level = \"query\", interval = \"1s\", timeout = \"2s\" }\n";
     let daemon = Daemon::start(&format!(
         "{}open_timeout = \"3s\"\n{}{database}{quick}",
@@ -91,8 +96,7 @@ fn new_clients_go_to_the_next_bastion_and_return() {
 #[test]
 fn a_bastion_that_forbids_the_forward_is_passed_by() {
     let (first, second) = (Bastion::with("AllowTcpForwarding no"), Bastion::start());
-    let database = Postgres::shared().section("analytics", "first");
-    let database = database.replace("bastion = \"first\"", "bastion = [\"first\", \"second\"]");
+    let database = database_behind_both();
     let daemon = Daemon::start(&format!(
         "{}{}{database}",
         first.section("first", first.port),

@@ -133,14 +133,20 @@ fn a_stalled_client_on_one_path_leaves_the_others() {
     }
 }
 
-#[test]
-fn a_jump_that_falls_silent_is_the_one_that_is_blamed() {
+/// A daemon that soon gives up what is silent behind the relay.
+fn start_impatient() -> (Chain, Relay, Daemon) {
     let chain = Chain::start();
     let relay = Relay::before(chain.edge.port);
     let keys = "keepalive_interval = \"1s\"\nkeepalive_timeout = \"12s\"\n";
     let daemon = Daemon::start(&chain.config(relay.port, keys));
     daemon.wait_up("prod");
     daemon.wait_up("side");
+    (chain, relay, daemon)
+}
+
+#[test]
+fn a_jump_that_falls_silent_is_the_one_that_is_blamed() {
+    let (_chain, relay, daemon) = start_impatient();
     relay.set(Fault::Silence);
     for bastion in ["edge", "middle", "prod", "side"] {
         daemon.wait_down(bastion);
@@ -158,12 +164,7 @@ fn a_jump_that_falls_silent_is_the_one_that_is_blamed() {
 
 #[test]
 fn of_a_session_that_is_given_up_nothing_is_left_at_its_jumps() {
-    let chain = Chain::start();
-    let relay = Relay::before(chain.edge.port);
-    let keys = "keepalive_interval = \"1s\"\nkeepalive_timeout = \"12s\"\n";
-    let daemon = Daemon::start(&chain.config(relay.port, keys));
-    daemon.wait_up("prod");
-    daemon.wait_up("side");
+    let (_chain, relay, daemon) = start_impatient();
     // The connections look well to the kernel, and nothing is answered.
     relay.set(Fault::SilenceOld);
     for bastion in ["prod", "side"] {
