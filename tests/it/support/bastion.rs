@@ -207,26 +207,13 @@ impl Bastion {
     /// Kills sshd and all processes that serve its connections, as a machine that loses power does.
     pub fn kill(&mut self) {
         let Some(mut child) = self.running.take() else { return };
-        // The list grows while we kill, so it is read again until nobody is left.
-        let own = child.id();
-        loop {
-            let mut family = descendants(own);
-            family.insert(0, own);
-            for pid in &family {
-                let _ = kill(Pid::from_raw(i32::try_from(*pid).unwrap()), Signal::SIGKILL);
-            }
-            let _ = child.wait();
-            if family.len() == 1 {
-                return;
-            }
-        }
+        kill_family(vec![child.id()]);
+        let _ = child.wait();
     }
 
     /// Ends the processes that serve connections; the listener goes on.
     pub fn kill_sessions(&self) {
-        for pid in descendants(self.running.as_ref().unwrap().id()) {
-            let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL);
-        }
+        kill_family(children(self.running.as_ref().unwrap().id()));
     }
 }
 
@@ -239,24 +226,39 @@ impl Drop for Bastion {
     }
 }
 
-/// The processes below one, from /proc.
-fn descendants(of: u32) -> Vec<u32> {
-    let mut parents = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        // The command name stands in parentheses and may contain anything.
-        let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
-        let parent: u32 = after.split(' ').nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0);
-        parents.push((pid, parent));
+/// Kills these processes and all below them. Each is stopped before its children are listed: one
+/// that still ran could have a child more, which the death of its parent would hide from us.
+fn kill_family(mut family: Vec<u32>) {
+    let mut stopped = 0;
+    while let Some(pid) = family.get(stopped).copied() {
+        signal(pid, Signal::SIGSTOP);
+        eventually("a process stops", || {
+            proc_stat(pid).is_none_or(|(state, _)| matches!(state, 'T' | 'Z' | 'X')).then_some(())
+        });
+        family.extend(children(pid));
+        stopped += 1;
     }
-    let mut found = vec![of];
-    let mut index = 0;
-    while index < found.len() {
-        let above = found[index];
-        found.extend(parents.iter().filter(|(_, parent)| *parent == above).map(|(pid, _)| *pid));
-        index += 1;
+    for pid in family {
+        signal(pid, Signal::SIGKILL);
     }
-    found.remove(0);
-    found
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal);
+}
+
+fn children(of: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| proc_stat(*pid).is_some_and(|(_, parent)| parent == of))
+        .collect()
+}
+
+/// The state and the parent of a process that exists, see proc(5).
+fn proc_stat(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command name stands in parentheses and may contain anything.
+    let mut after = stat.rsplit_once(") ")?.1.split(' ');
+    Some((after.next()?.parse().ok()?, after.next()?.parse().ok()?))
 }
