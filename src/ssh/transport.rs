@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
@@ -28,11 +29,19 @@ const WRITE_BUFFER: usize = 1 << 20;
 pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {
     /// What has befallen the connection without anybody reading.
     fn take_error(&self) -> io::Result<Option<io::Error>>;
+
+    /// Tells the other side now what has arrived, where it is a kernel that would put that off.
+    fn acknowledge(&self) {}
 }
 
 impl Socket for TcpStream {
     fn take_error(&self) -> io::Result<Option<io::Error>> {
         Self::take_error(self)
+    }
+
+    fn acknowledge(&self) {
+        // The kernel takes it as advice for a while (tcp(7), TCP_QUICKACK), so it is given again after each read.
+        let _ = SockRef::from(self).set_tcp_quickack(true);
     }
 }
 
@@ -77,6 +86,9 @@ impl<S: Socket> Transport<S> {
         if read > 0 {
             self.gate.note_received();
             self.watch_greeting();
+        }
+        if read < READ_BLOCK {
+            self.socket.acknowledge();
         }
         Poll::Ready(Ok(()))
     }
@@ -193,13 +205,33 @@ mod tests {
         while gate.load().gate_open() {
             tokio::task::yield_now().await;
         }
-        socket2::SockRef::from(&far).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        SockRef::from(&far).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(far);
         while !read.is_finished() {
             gate.look_in();
             tokio::task::yield_now().await;
         }
         assert_eq!(read.await.unwrap(), Err(io::ErrorKind::ConnectionReset));
+    }
+
+    #[tokio::test]
+    async fn what_arrives_is_acknowledged_at_once_also_in_a_conversation() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let gate = Gate::new(&BufferMemory::new(256 << 20), Arc::default());
+        let mut transport = Transport::new(near, gate, Arc::default());
+        let prompt = |transport: &Transport<TcpStream>| SockRef::from(&transport.socket).tcp_quickack();
+        let mut delayed = 0;
+        for _ in 0..10 {
+            far.write_u8(1).await.unwrap();
+            transport.read_u8().await.unwrap();
+            assert!(prompt(&transport).unwrap());
+            transport.write_u8(2).await.unwrap();
+            delayed += usize::from(!prompt(&transport).unwrap());
+            far.read_u8().await.unwrap();
+        }
+        assert!(delayed > 0, "the kernel never fell back by itself, so that nothing was tested");
     }
 
     fn transport(capacity: usize) -> (Transport<DuplexStream>, DuplexStream, Arc<Gate>) {
