@@ -245,6 +245,8 @@ fn roots(tls: &TlsPlan) -> Option<String> {
 
 fn client(state: &ClientState) -> Client {
     let (bastion, session) = state.seat().unzip();
+    let (doing, startup) = (state.doing(), state.startup.get());
+    let wall = |at: Instant| Stamp(state.since.wall + at.saturating_duration_since(state.since.instant));
     Client {
         id: state.id,
         peer: state.peer.to_string(),
@@ -254,5 +256,10 @@ fn client(state: &ClientState) -> Client {
         session,
         to_database_bytes: state.to_database.load(Ordering::Relaxed),
         from_database_bytes: state.from_database.load(Ordering::Relaxed),
+        activity: doing.activity.as_str().to_owned(),
+        activity_since: doing.since.map(wall),
+        user: startup.map(|startup| startup.user.clone()),
+        database: startup.map(|startup| startup.database.clone()),
+        application_name: startup.and_then(|startup| startup.application_name.clone()),
     }
 }

@@ -6,10 +6,9 @@
 
 mod downlink;
 mod ferry;
+mod meter;
 
 use std::future::{pending, poll_fn};
-use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,15 +20,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dial::{Arrival, Gone, Inbound, Outbound, Seat};
 use crate::failure::{Cause, Failure};
-use crate::metrics::{DatabaseMetrics, Direction};
-use crate::pgwire::{Activity, Observer};
+
 use crate::socket::{self, Socket};
-use crate::state::ClientState;
+use crate::state::Doing;
 use downlink::{Downlink, DownlinkEnd};
 pub use ferry::ferry;
-
-/// What a client may have sent before the database's first byte and still be carried anew, in bytes.
-pub const MAX_FIRST_BYTES: usize = 16 << 10;
+pub use meter::{FirstBytes, MAX_FIRST_BYTES, Meter};
 
 /// Bytes read from a client at a time: what fits into one SSH packet.
 const READ_BLOCK: usize = 32 << 10;
@@ -72,120 +68,6 @@ impl LocalRead for socket::ReadHalf<'_> {
     }
 }
 
-/// What a client sent before the database answered: enough to begin again on another session.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FirstBytes {
-    /// At most [`MAX_FIRST_BYTES`].
-    pub bytes: Vec<u8>,
-    /// The client sends no more.
-    pub ended: bool,
-}
-
-/// Watches and counts what passes.
-pub struct Meter<'a> {
-    client: &'a ClientState,
-    metrics: &'a DatabaseMetrics,
-    /// Only this client's task locks it, for a moment each time.
-    watched: Mutex<Watched>,
-}
-
-struct Watched {
-    observer: Observer,
-    /// The database's series know of the session's beginning.
-    announced: bool,
-    /// A byte has come from the database.
-    answered: bool,
-    /// What would have to be sent again; nothing once that makes no sense any more.
-    first: Option<FirstBytes>,
-    last_byte: Instant,
-}
-
-impl<'a> Meter<'a> {
-    /// Starts with what the client has sent already: from now on it would have to be sent again.
-    #[must_use]
-    pub fn new(client: &'a ClientState, metrics: &'a DatabaseMetrics, first: &FirstBytes) -> Self {
-        let mut watched = Watched {
-            observer: Observer::default(),
-            announced: false,
-            answered: false,
-            first: Some(first.clone()),
-            last_byte: Instant::now(),
-        };
-        watched.observer.client_sent(&first.bytes);
-        let meter = Self { client, metrics, watched: Mutex::new(watched) };
-        meter.announce_startup(&mut meter.lock());
-        meter
-    }
-
-    /// Bytes are about to be sent to the database.
-    fn sending(&self, bytes: &[u8]) {
-        let mut watched = self.lock();
-        let keep = !watched.answered
-            && watched.first.as_ref().is_some_and(|first| first.bytes.len() + bytes.len() <= MAX_FIRST_BYTES);
-        match &mut watched.first {
-            Some(first) if keep => first.bytes.extend_from_slice(bytes),
-            first => *first = None,
-        }
-        watched.observer.client_sent(bytes);
-        self.announce_startup(&mut watched);
-    }
-
-    fn sent(&self, bytes: usize) {
-        self.lock().last_byte = Instant::now();
-        self.client.to_database.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.metrics.passed(Direction::ToDatabase, bytes);
-    }
-
-    fn client_ended(&self) {
-        if let Some(first) = &mut self.lock().first {
-            first.ended = true;
-        }
-    }
-
-    /// Bytes have come from the database.
-    fn arrived(&self, bytes: &[u8]) {
-        let mut watched = self.lock();
-        watched.answered = true;
-        watched.first = None;
-        watched.observer.server_sent(bytes);
-        self.announce_startup(&mut watched);
-    }
-
-    /// The client has taken bytes.
-    fn delivered(&self, bytes: usize) {
-        self.lock().last_byte = Instant::now();
-        self.client.from_database.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.metrics.passed(Direction::FromDatabase, bytes);
-    }
-
-    fn announce_startup(&self, watched: &mut Watched) {
-        if !watched.announced
-            && let Some(encryption) = watched.observer.encryption()
-        {
-            watched.announced = true;
-            self.metrics.startup(encryption);
-        }
-    }
-
-    fn idle_at(&self, idle: Option<Duration>) -> Option<Instant> {
-        idle.map(|idle| self.lock().last_byte + idle)
-    }
-
-    /// What the client would have to send again, if it can.
-    fn replayable(&self) -> Option<FirstBytes> {
-        self.lock().first.take()
-    }
-
-    fn boundary(&self) -> (bool, Activity) {
-        let observer = &self.lock().observer;
-        (observer.at_boundary(), observer.activity())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Watched> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// How long a client may do nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -219,7 +101,7 @@ pub enum Ending {
         /// Everything that arrived was passed on, and a message of ours may follow it.
         at_boundary: bool,
         /// What it was about.
-        activity: Activity,
+        doing: Doing,
     },
 }
 
@@ -276,8 +158,8 @@ pub async fn pump<L: Local, S: Seat>(
     // What was not written is for nobody, and must not keep the gate shut.
     inbound.forget();
     let cut = |failure| {
-        let (at_boundary, activity) = meter.boundary();
-        Ending::Cut { failure, at_boundary: flushed && at_boundary, activity }
+        let (at_boundary, doing) = meter.boundary();
+        Ending::Cut { failure, at_boundary: flushed && at_boundary, doing }
     };
     match end {
         DownlinkEnd::Closed => Ending::Done,

@@ -275,6 +275,25 @@ pub struct Client {
     pub session: Option<u64>,
     pub to_database_bytes: u64,
     pub from_database_bytes: u64,
+    /// `starting`, `in a query`, `copying`, `replicating`, `idle`, `idle in transaction`, `idle in failed transaction`,
+    /// `ended by the server`, `cancelling a query`, `encrypted` or `unknown`.
+    #[serde(default = "unknown")]
+    pub activity: String,
+    /// None for what has only just begun.
+    #[serde(default)]
+    pub activity_since: Option<Stamp>,
+    /// What it said as it began a session without encryption; nobody has verified it.
+    #[serde(default)]
+    pub user: Option<String>,
+    #[serde(default)]
+    pub database: Option<String>,
+    #[serde(default)]
+    pub application_name: Option<String>,
+}
+
+/// What earlier versions did not know.
+fn unknown() -> String {
+    "unknown".to_owned()
 }
 
 /// A failure, since when, and what to do about it.

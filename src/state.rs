@@ -3,16 +3,19 @@
 //! A unit publishes a value when its state changes; figures that change with every packet are atomics behind an
 //! `Arc` inside that value. Nothing here decides anything; [`crate::board`] turns it into a [`crate::snapshot`].
 
+mod client;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::failure::{Cause, Failure};
 use crate::ids::Name;
-use crate::local::{LocalAddress, Peer};
+use crate::local::LocalAddress;
+pub use client::{Activity, ClientEntry, ClientRoll, ClientState, Doing, StartupParameters};
 
 /// A point in time, for arithmetic (monotonic) and for people (wall clock).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,119 +278,6 @@ pub struct ForwardState {
     pub clients: Arc<ClientRoll>,
 }
 
-/// The clients of a forward, by the number each one got.
-#[derive(Debug, Default)]
-pub struct ClientRoll {
-    clients: Mutex<BTreeMap<u64, Arc<ClientState>>>,
-    held: AtomicUsize,
-}
-
-impl ClientRoll {
-    /// Clients carried and held.
-    pub fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// Whether there is no client.
-    pub fn is_empty(&self) -> bool {
-        self.lock().is_empty()
-    }
-
-    /// Clients held.
-    pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
-    }
-
-    /// Every client at this moment, oldest first.
-    pub fn list(&self) -> Vec<Arc<ClientState>> {
-        self.lock().values().cloned().collect()
-    }
-
-    /// Puts a client on the roll until the returned entry is dropped.
-    pub fn enter(self: &Arc<Self>, client: Arc<ClientState>) -> ClientEntry {
-        self.lock().insert(client.id, Arc::clone(&client));
-        ClientEntry { roll: Arc::clone(self), client }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<ClientState>>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A client's place on the roll; leaving it is dropping this.
-#[derive(Debug)]
-pub struct ClientEntry {
-    roll: Arc<ClientRoll>,
-    /// The client's live state.
-    pub client: Arc<ClientState>,
-}
-
-impl ClientEntry {
-    /// Notes whether the client is held. Noting the same twice changes nothing.
-    pub fn set_held(&self, held: bool) {
-        if self.client.held.swap(held, Ordering::Relaxed) != held {
-            if held {
-                self.roll.held.fetch_add(1, Ordering::Relaxed);
-            } else {
-                self.roll.held.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-impl Drop for ClientEntry {
-    fn drop(&mut self) {
-        self.set_held(false);
-        self.roll.lock().remove(&self.client.id);
-    }
-}
-
-/// One client's live state.
-#[derive(Debug)]
-pub struct ClientState {
-    /// Counts up from 1 for each database and is not used again.
-    pub id: u64,
-    /// Who it is.
-    pub peer: Peer,
-    /// When it was accepted.
-    pub since: Moment,
-    /// It waits for a session; otherwise it is carried or being placed.
-    pub held: AtomicBool,
-    /// The bastion and the session that carry it.
-    seat: Mutex<Option<(Name, u64)>>,
-    /// Bytes from the client that were handed to the bastion.
-    pub to_database: AtomicU64,
-    /// Bytes from the database that the client has taken.
-    pub from_database: AtomicU64,
-}
-
-impl ClientState {
-    /// A client that was just accepted.
-    #[must_use]
-    pub fn new(id: u64, peer: Peer, now: Moment) -> Self {
-        Self {
-            id,
-            peer,
-            since: now,
-            held: AtomicBool::new(false),
-            seat: Mutex::default(),
-            to_database: AtomicU64::new(0),
-            from_database: AtomicU64::new(0),
-        }
-    }
-
-    /// The bastion and the session that carry it, if any do.
-    #[must_use]
-    pub fn seat(&self) -> Option<(Name, u64)> {
-        self.seat.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Notes where it sits.
-    pub fn set_seat(&self, seat: Option<(Name, u64)>) {
-        *self.seat.lock().unwrap_or_else(PoisonError::into_inner) = seat;
-    }
-}
-
 /// What is known of a database's health.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
@@ -476,17 +366,5 @@ mod tests {
         assert_eq!((incident.since, incident.last, incident.failure.detail()), (at(1), at(2), "b"));
         Incident::record(&mut slot, Failure::new(Cause::TcpTimeout, "c"), at(3));
         assert_eq!(slot.unwrap().since, at(3));
-    }
-
-    #[test]
-    fn a_client_is_counted_while_it_is_there() {
-        let roll = Arc::new(ClientRoll::default());
-        let peer = Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 1)));
-        let entry = roll.enter(Arc::new(ClientState::new(1, peer, moments()(0))));
-        entry.set_held(true);
-        entry.set_held(true);
-        assert_eq!((roll.len(), roll.held()), (1, 1));
-        drop(entry);
-        assert_eq!((roll.len(), roll.held()), (0, 0));
     }
 }

@@ -17,11 +17,11 @@ use crate::dial::{Dial, Seat};
 use crate::failure::{Cause, Failure};
 use crate::ids::Name;
 use crate::metrics::Outcome;
-use crate::pgwire::{Activity, SqlState};
+use crate::pgwire::SqlState;
 use crate::pump::{self, Ending, FirstBytes, MAX_FIRST_BYTES, Meter, pump};
 use crate::settings::plan::DatabasePlan;
 use crate::socket::Socket;
-use crate::state::ClientEntry;
+use crate::state::{ClientEntry, Doing};
 
 /// Why a client that is not connected is not served any more.
 pub(super) enum Unserved {
@@ -109,8 +109,8 @@ pub(super) async fn carry<D: Dial>(
         pump::abandon(inbound, outbound).await;
         drop(seat);
     });
-    if let Ending::Cut { failure, at_boundary, activity } = ending {
-        cut(shared, entry, socket, &failure, at_boundary, activity).await;
+    if let Ending::Cut { failure, at_boundary, doing } = ending {
+        cut(shared, entry, socket, &failure, at_boundary, doing).await;
     }
     Carried::Over
 }
@@ -157,9 +157,11 @@ async fn cut<D>(
     mut socket: Socket,
     failure: &Failure,
     at_boundary: bool,
-    activity: Activity,
+    doing: Doing,
 ) {
     let client = &entry.client;
+    let doing_for = doing.since.map(|since| Instant::now().into_std().saturating_duration_since(since));
+    let startup = client.startup.get();
     let user = shared.sockets.look_up(&client.peer, socket.local_address()).await;
     shared.metrics.cut(failure.cause);
     warn!(
@@ -173,7 +175,10 @@ async fn cut<D>(
         age_s = client.since.instant.elapsed().as_secs(),
         to_database_bytes = client.to_database.load(Ordering::Relaxed),
         from_database_bytes = client.from_database.load(Ordering::Relaxed),
-        activity = activity.as_str(),
+        activity = doing.activity.as_str(),
+        activity_s = doing_for.map(|time| time.as_secs()),
+        database_user = startup.map(|startup| startup.user.as_str()),
+        application_name = startup.and_then(|startup| startup.application_name.as_deref()),
         told = at_boundary,
         "client cut"
     );

@@ -9,7 +9,7 @@ use super::ledger::{Had, Ledger, Series};
 use super::{ByCause, LONG, Registrar, SHORT, Timings, set_if_known};
 use crate::failure::{Cause, Phase};
 use crate::ids::Name;
-use crate::pgwire::Encryption;
+use crate::pgwire::{Encryption, ErrorClass};
 use crate::snapshot::{Database, Stamp};
 
 /// What became of a client's connection.
@@ -81,6 +81,9 @@ pub(super) struct Families {
     duration: HistogramVec,
     bytes: IntCounterVec,
     startups: IntCounterVec,
+    query_duration: HistogramVec,
+    query_errors: IntCounterVec,
+    turnaround: HistogramVec,
     channel_failures: IntCounterVec,
     probe_up: GaugeVec,
     probes: IntCounterVec,
@@ -140,6 +143,23 @@ impl Families {
                 "client_startups_total",
                 "Sessions begun by clients, with or without encryption.",
                 &with("encryption"),
+            )?,
+            query_duration: registrar.histogram(
+                "query_duration_seconds",
+                "From the last byte of a client's query to the end of its answer; without encryption only.",
+                database,
+                &LONG,
+            )?,
+            query_errors: registrar.counter(
+                "query_errors_total",
+                "Errors that answered clients' queries, by the class of their code; without encryption only.",
+                &with("sqlstate_class"),
+            )?,
+            turnaround: registrar.histogram(
+                "turnaround_seconds",
+                "From the last byte that an encrypted client sent to the first that came back.",
+                database,
+                &LONG,
             )?,
             channel_failures: registrar.counter(
                 "channel_failures_total",
@@ -265,6 +285,12 @@ pub struct DatabaseMetrics {
     from_database: IntCounter,
     startups_tls: IntCounter,
     startups_plain: IntCounter,
+    /// By [`ErrorClass::index`].
+    query_errors: Vec<IntCounter>,
+    /// From the last byte of a client's query to the end of its answer.
+    pub query_duration: Timings,
+    /// From the last byte that an encrypted client sent to the first that came back.
+    pub turnaround: Timings,
     /// How long clients were held.
     pub hold: Timings,
     /// The bastion's time to connect a client to the database.
@@ -333,6 +359,11 @@ impl DatabaseMetrics {
             from_database: ledger.counter(&families.bytes, &[name, "from_database"]),
             startups_tls: ledger.counter(&families.startups, &[name, "tls"]),
             startups_plain: ledger.counter(&families.startups, &[name, "plain"]),
+            query_errors: ErrorClass::all()
+                .map(|class| ledger.counter(&families.query_errors, &[name, class.as_str()]))
+                .collect(),
+            query_duration: ledger.timings(&families.query_duration, &[name]),
+            turnaround: ledger.timings(&families.turnaround, &[name]),
             hold: ledger.timings(&families.hold, &[name]),
             open: ledger.timings(&families.open, &[name]),
             duration: ledger.timings(&families.duration, &[name]),
@@ -388,6 +419,13 @@ impl DatabaseMetrics {
         match encryption {
             Encryption::Tls => self.startups_tls.inc(),
             Encryption::Plain => self.startups_plain.inc(),
+        }
+    }
+
+    /// A client's query was answered with an error.
+    pub fn query_failed(&self, class: ErrorClass) {
+        if let Some(counter) = self.query_errors.get(class.index()) {
+            counter.inc();
         }
     }
 

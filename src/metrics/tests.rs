@@ -3,6 +3,7 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::failure::Cause;
+use crate::pgwire::ErrorClass;
 use crate::snapshot::{Bastion, Configuration, Daemon, Database, Probe, Session};
 
 fn name(text: &str) -> Name {
@@ -128,6 +129,11 @@ fn counters_exist_at_zero_and_count() {
     database.probe_failed(Cause::DbLoginRejected);
     database.probe_answered();
     database.probe_skipped();
+    for code in ["42P01", "42601", "57014", "42?"] {
+        database.query_failed(ErrorClass::of(code.as_bytes()));
+    }
+    database.query_duration.observe(Duration::from_millis(7));
+    database.turnaround.observe(Duration::from_secs(7200));
     let text = metrics.exposition(&snapshot(true)).unwrap();
     assert_eq!(series(&text), before, "a series appeared by counting");
     for line in [
@@ -140,6 +146,14 @@ fn counters_exist_at_zero_and_count() {
         "channel_failures_total{bastion=\"prod\",database=\"analytics\",reason=\"prohibited\"} 1",
         "probes_total{database=\"analytics\",phase=\"db_login\",reason=\"rejected\"} 1",
         "probes_total{database=\"analytics\",phase=\"ok\",reason=\"ok\"} 1",
+        "query_errors_total{database=\"analytics\",sqlstate_class=\"42\"} 2",
+        "query_errors_total{database=\"analytics\",sqlstate_class=\"57\"} 1",
+        "query_errors_total{database=\"analytics\",sqlstate_class=\"other\"} 1",
+        "query_errors_total{database=\"analytics\",sqlstate_class=\"XX\"} 0",
+        "query_duration_seconds_bucket{database=\"analytics\",le=\"0.005\"} 0",
+        "query_duration_seconds_bucket{database=\"analytics\",le=\"0.01\"} 1",
+        "turnaround_seconds_bucket{database=\"analytics\",le=\"3600\"} 0",
+        "turnaround_seconds_count{database=\"analytics\"} 1",
     ] {
         assert!(text.contains(&format!("tunnelkeeper_{line}\n")), "{line}\nnot in\n{text}");
     }

@@ -1,11 +1,16 @@
-//! Watches both directions of one connection to know whether it is encrypted and, where it is not, whether a
-//! message of ours may be put in at this moment without breaking the stream that the client reads.
+//! Watches both directions of one connection: whether it is encrypted, who the client says it is, what it is about, how
+//! long its queries take, and whether a message of ours may be put in at this moment without breaking the stream that the
+//! client reads. [`crate::pump`] shows it every byte; what it reports, the pump counts.
 //!
-//! Memory is bounded by a few words. On anything odd it gives up for good, which costs the client nothing but a
-//! reset in place of an explanation.
+//! Memory is bounded: the startup message until it is read, and a few kilobytes of queries in a pipeline. On anything odd it
+//! gives up for good, which costs the client nothing but a reset in place of an explanation.
 
-use super::frame::Frames;
-use super::startup::{First, MAX_STARTUP_LEN, Request, first_request};
+use std::time::Instant;
+
+use super::frame::OutOfStep;
+use super::session::{Event, Session};
+use super::startup::{First, Request, first_request, read_startup};
+use crate::state::{Activity, Doing, StartupParameters};
 
 /// Whether a client's session is readable on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,135 +21,154 @@ pub enum Encryption {
     Plain,
 }
 
-/// What a client is about, as far as its connection shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activity {
-    /// It has not begun a session, or the session does not take queries yet.
-    Starting,
-    /// It has asked, and waits for the end of the answer.
-    InQuery,
-    /// The server waits for it.
-    Idle,
-    /// TLS hides it.
-    Encrypted,
-    /// It is not PostgreSQL, or nothing that we follow.
-    Unknown,
-}
-
-impl Activity {
-    /// The words for people.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::InQuery => "in a query",
-            Self::Idle => "idle",
-            Self::Encrypted => "encrypted",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
 #[derive(Clone, Debug)]
 enum Stage {
-    /// The client's next untyped request: the bytes of its header so far, and what is left of its body.
-    Asking {
-        header: Vec<u8>,
-        remaining: usize,
-    },
+    /// The client's next untyped request, as far as it has come.
+    Asking { packet: Vec<u8> },
     /// One byte of the server decides about encryption.
     AwaitingAnswer,
-    /// Typed messages from the server.
-    Session {
-        frames: Frames,
-        activity: Activity,
-    },
-    Encrypted,
-    /// A cancel request, or something that is not PostgreSQL.
-    Opaque,
+    /// Typed messages.
+    Session(Box<Session>),
+    /// When the client's last byte was forwarded, while nothing has come back since.
+    Encrypted { forwarded: Option<Instant> },
+    /// There is no answer to a cancel request.
+    Cancelling,
+    /// Something that is not PostgreSQL, or whose thread we have lost.
+    Unknown,
 }
 
 /// The watcher of one connection.
 #[derive(Clone, Debug)]
 pub struct Observer {
     stage: Stage,
-}
-
-impl Default for Observer {
-    fn default() -> Self {
-        Self { stage: Stage::asking() }
-    }
+    startup: Option<StartupParameters>,
+    /// The activity that was seen last, and since when.
+    noted: Doing,
 }
 
 impl Stage {
     fn asking() -> Self {
-        Self::Asking { header: Vec::new(), remaining: 0 }
+        Self::Asking { packet: Vec::new() }
     }
 
-    fn session() -> Self {
-        Self::Session { frames: Frames::default(), activity: Activity::Starting }
+    fn session(replication: bool) -> Self {
+        Self::Session(Box::new(Session::new(replication)))
+    }
+
+    fn activity(&self) -> Activity {
+        match self {
+            Self::Asking { .. } | Self::AwaitingAnswer => Activity::Starting,
+            Self::Session(session) => session.activity(),
+            Self::Encrypted { .. } => Activity::Encrypted,
+            Self::Cancelling => Activity::Cancelling,
+            Self::Unknown => Activity::Unknown,
+        }
     }
 }
 
 impl Observer {
-    /// Bytes on their way to the database, in order.
-    pub fn client_sent(&mut self, mut bytes: &[u8]) {
-        if let Stage::Session { activity: activity @ Activity::Idle, .. } = &mut self.stage {
-            *activity = Activity::InQuery;
-        }
+    /// The watcher of a connection that begins, `now`.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        // A build that shows what watching costs: RUSTFLAGS="--cfg observer_off".
+        let stage = if cfg!(observer_off) { Stage::Unknown } else { Stage::asking() };
+        let noted = Doing { activity: stage.activity(), since: Some(now) };
+        Self { stage, startup: None, noted }
+    }
+
+    /// Bytes on their way to the database, in order. They count as forwarded when [`forwarded`](Self::forwarded) says so.
+    pub fn client_sends(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let Stage::Asking { header, remaining } = &mut self.stage else { return };
-            if *remaining > 0 {
-                let skipped = (*remaining).min(bytes.len());
-                *remaining -= skipped;
-                bytes = bytes.get(skipped..).unwrap_or_default();
-                if *remaining == 0 {
-                    self.stage = Stage::session();
+            match &mut self.stage {
+                Stage::Asking { .. } => bytes = self.client_asks(bytes),
+                Stage::Session(session) => {
+                    if session.client_sends(bytes).is_err() {
+                        self.stage = Stage::Unknown;
+                    }
+                    return;
                 }
-                continue;
-            }
-            let (head, rest) = bytes.split_at((8 - header.len()).min(bytes.len()));
-            header.extend_from_slice(head);
-            bytes = rest;
-            match first_request(header) {
-                First::Incomplete => {}
-                First::DirectTls => self.stage = Stage::Encrypted,
-                First::Request(Request::Ssl | Request::Gss, _) => self.stage = Stage::AwaitingAnswer,
-                First::Request(Request::Startup, len) => *remaining = len.min(MAX_STARTUP_LEN) - 8,
-                First::Request(Request::Cancel, _) | First::Foreign => self.stage = Stage::Opaque,
+                _ => return,
             }
         }
     }
 
-    /// Bytes on their way to the client, in order.
-    pub fn server_sent(&mut self, bytes: &[u8]) {
-        let mut bytes = bytes;
+    /// Takes bytes of a request, and returns what comes behind it.
+    fn client_asks<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
+        let Stage::Asking { packet } = &mut self.stage else { return bytes };
+        let wanted = match first_request(packet) {
+            First::Request(_, len) => len,
+            _ => 8,
+        };
+        let (taken, rest) = bytes.split_at(wanted.saturating_sub(packet.len()).min(bytes.len()));
+        packet.extend_from_slice(taken);
+        self.stage = match first_request(packet) {
+            First::Incomplete => return rest,
+            First::DirectTls => Stage::Encrypted { forwarded: None },
+            First::Request(Request::Ssl | Request::Gss, _) => Stage::AwaitingAnswer,
+            First::Request(Request::Startup, len) if packet.len() < len => return rest,
+            First::Request(Request::Startup, _) => {
+                let startup = read_startup(packet);
+                self.startup = startup.names;
+                Stage::session(startup.replication)
+            }
+            First::Request(Request::Cancel, _) => Stage::Cancelling,
+            First::Foreign => Stage::Unknown,
+        };
+        rest
+    }
+
+    /// All that the client has sent so far has been forwarded, `now`.
+    pub fn forwarded(&mut self, now: Instant) {
+        match &mut self.stage {
+            Stage::Session(session) => session.forwarded(now),
+            Stage::Encrypted { forwarded } => *forwarded = Some(now),
+            _ => {}
+        }
+        self.note(false, || now);
+    }
+
+    /// Bytes on their way to the client, in order. `now` is only asked when something ends.
+    pub fn server_sends(
+        &mut self,
+        mut bytes: &[u8],
+        mut now: impl FnMut() -> Instant,
+        mut report: impl FnMut(Event),
+    ) {
         if matches!(self.stage, Stage::AwaitingAnswer)
             && let Some((answer, rest)) = bytes.split_first()
         {
             (self.stage, bytes) = match answer {
-                b'S' | b'G' => (Stage::Encrypted, rest),
+                b'S' | b'G' => (Stage::Encrypted { forwarded: None }, rest),
                 b'N' => (Stage::asking(), rest),
-                b'E' => (Stage::session(), bytes),
-                _ => (Stage::Opaque, rest),
+                b'E' => (Stage::session(false), bytes),
+                _ => (Stage::Unknown, rest),
             };
         }
-        let out_of_step = match &mut self.stage {
-            Stage::Session { frames, activity } => {
-                let note = |kind, _, _: &[u8]| {
-                    // ReadyForQuery.
-                    if kind == b'Z' {
-                        *activity = Activity::Idle;
-                    }
-                };
-                frames.feed(bytes, note).is_err()
+        let watched = match &mut self.stage {
+            _ if bytes.is_empty() => Ok(false),
+            Stage::Session(session) => session.server_sends(bytes, &mut now, &mut report),
+            Stage::Encrypted { forwarded } => {
+                if let Some(at) = forwarded.take() {
+                    report(Event::TurnedAround(now().saturating_duration_since(at)));
+                }
+                Ok(false)
             }
             // A server that speaks before it is asked is none of PostgreSQL's.
-            Stage::Asking { .. } => !bytes.is_empty(),
-            _ => false,
+            Stage::Asking { .. } => Err(OutOfStep),
+            _ => Ok(false),
         };
-        if out_of_step {
-            self.stage = Stage::Opaque;
+        let answered = watched.unwrap_or_else(|OutOfStep| {
+            self.stage = Stage::Unknown;
+            false
+        });
+        self.note(answered, now);
+    }
+
+    /// Notes since when the client is about something else, or about the same once more.
+    fn note(&mut self, again: bool, now: impl FnOnce() -> Instant) {
+        let activity = self.stage.activity();
+        if again || activity != self.noted.activity {
+            self.noted = Doing { activity, since: Some(now()) };
         }
     }
 
@@ -153,111 +177,33 @@ impl Observer {
     pub fn at_boundary(&self) -> bool {
         match &self.stage {
             Stage::Asking { .. } => true,
-            Stage::Session { frames, .. } => frames.at_boundary(),
+            Stage::Session(session) => session.at_boundary(),
             _ => false,
         }
     }
 
     /// What the client is about.
     #[must_use]
-    pub fn activity(&self) -> Activity {
-        match &self.stage {
-            Stage::Asking { .. } | Stage::AwaitingAnswer => Activity::Starting,
-            Stage::Session { activity, .. } => *activity,
-            Stage::Encrypted => Activity::Encrypted,
-            Stage::Opaque => Activity::Unknown,
-        }
+    pub fn doing(&self) -> Doing {
+        let activity = self.stage.activity();
+        if activity == self.noted.activity { self.noted } else { Doing { activity, since: None } }
+    }
+
+    /// What the client said of itself, until it is taken.
+    pub fn take_startup(&mut self) -> Option<StartupParameters> {
+        self.startup.take()
     }
 
     /// Whether the session is encrypted, once that is known.
     #[must_use]
     pub fn encryption(&self) -> Option<Encryption> {
         match &self.stage {
-            Stage::Encrypted => Some(Encryption::Tls),
-            Stage::Session { .. } => Some(Encryption::Plain),
+            Stage::Encrypted { .. } => Some(Encryption::Tls),
+            Stage::Session(_) => Some(Encryption::Plain),
             _ => None,
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::super::SSL_REQUEST;
-    use super::*;
-
-    const STARTUP: &[u8] = b"\0\0\0\x11\0\x03\0\0user\0me\0\0";
-    const READY: &[u8] = b"Z\0\0\0\x05I";
-
-    /// `c` and `s` say who sends.
-    fn watch(exchange: &[(char, &[u8])]) -> Observer {
-        let mut observer = Observer::default();
-        for (who, bytes) in exchange {
-            for byte in *bytes {
-                match who {
-                    'c' => observer.client_sent(&[*byte]),
-                    _ => observer.server_sent(&[*byte]),
-                }
-            }
-        }
-        observer
-    }
-
-    #[test]
-    fn boundaries_and_encryption() {
-        let plain = Some(Encryption::Plain);
-        let tls = Some(Encryption::Tls);
-        for (exchange, boundary, encryption) in [
-            (&[][..], true, None),
-            (&[('c', &SSL_REQUEST[..])], false, None),
-            (&[('c', &SSL_REQUEST), ('s', b"S")], false, tls),
-            (&[('c', &SSL_REQUEST), ('s', b"N")], true, None),
-            (&[('c', &SSL_REQUEST), ('s', b"N"), ('c', STARTUP)], true, plain),
-            (&[('c', STARTUP), ('s', READY)], true, plain),
-            (&[('c', STARTUP), ('s', &READY[..3])], false, plain),
-            (&[('c', STARTUP), ('s', READY), ('c', b"Q\0\0\0\x06;\0"), ('s', READY)], true, plain),
-            (&[('c', b"\x16\x03\x01")], false, tls),
-            (&[('c', b"GET / HTTP/1.1\r\n")], false, None),
-            (&[('c', STARTUP), ('s', b"\0\0\0\0\0")], false, None),
-            (&[('s', b"220 hello")], false, None),
-            (&[('c', &SSL_REQUEST), ('s', b"E\0\0\0\x04")], true, plain),
-        ] {
-            let observer = watch(exchange);
-            assert_eq!(
-                (observer.at_boundary(), observer.encryption()),
-                (boundary, encryption),
-                "{exchange:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn activities() {
-        const QUERY: &[u8] = b"Q\0\0\0\x06;\0";
-        for (exchange, expected) in [
-            (&[][..], Activity::Starting),
-            (&[('c', STARTUP)], Activity::Starting),
-            (&[('c', STARTUP), ('s', READY)], Activity::Idle),
-            (&[('c', STARTUP), ('s', READY), ('c', QUERY)], Activity::InQuery),
-            (&[('c', STARTUP), ('s', READY), ('c', QUERY), ('s', b"C\0\0\0\x05\0")], Activity::InQuery),
-            (&[('c', STARTUP), ('s', READY), ('c', QUERY), ('s', READY)], Activity::Idle),
-            (&[('c', &SSL_REQUEST), ('s', b"S")], Activity::Encrypted),
-            (&[('c', b"GET / HTTP/1.1\r\n")], Activity::Unknown),
-        ] {
-            assert_eq!(watch(exchange).activity(), expected, "{exchange:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn garbage_never_panics(
-            bytes in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..20)), 0..20),
-        ) {
-            let mut observer = Observer::default();
-            for (client, bytes) in &bytes {
-                if *client { observer.client_sent(bytes) } else { observer.server_sent(bytes) }
-            }
-        }
-    }
-}
+mod tests;

@@ -1,5 +1,8 @@
 //! The untyped messages with which a connection begins.
 
+use crate::failure::one_line;
+use crate::state::StartupParameters;
+
 /// PostgreSQL's own bound on a startup packet, in bytes (`MAX_STARTUP_PACKET_LENGTH` in its source).
 pub const MAX_STARTUP_LEN: usize = 10_000;
 
@@ -60,9 +63,84 @@ pub fn first_request(bytes: &[u8]) -> First {
     }
 }
 
+/// The longest name that is kept, in characters. PostgreSQL cuts names at 63 bytes (`NAMEDATALEN` in its source), Amazon
+/// Redshift at 127.
+const MAX_NAME: usize = 127;
+
+/// What a startup message says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Startup {
+    /// Whose session it is. No server lets in whoever names no user.
+    pub(super) names: Option<StartupParameters>,
+    /// It will stream a replication.
+    pub(super) replication: bool,
+}
+
+/// Reads a whole startup message; of its parameters only those that we show.
+pub(super) fn read_startup(packet: &[u8]) -> Startup {
+    let mut texts = packet.get(8..).unwrap_or_default().split(|byte| *byte == 0);
+    let (mut user, mut database, mut application_name, mut replication) = (None, None, None, false);
+    // The list ends with an empty name.
+    while let (Some(key @ [_, ..]), Some(value)) = (texts.next(), texts.next()) {
+        let slot = match key {
+            b"user" => &mut user,
+            b"database" => &mut database,
+            b"application_name" => &mut application_name,
+            b"replication" => {
+                replication = !matches!(value, b"" | b"false" | b"f" | b"off" | b"no" | b"n" | b"0");
+                continue;
+            }
+            _ => continue,
+        };
+        *slot = Some(one_line(&String::from_utf8_lossy(value), MAX_NAME)).filter(|name| !name.is_empty());
+    }
+    let names = user.map(|user| {
+        let database = database.unwrap_or_else(|| user.clone());
+        StartupParameters { user, database, application_name }
+    });
+    Startup { names, replication }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parameters(pairs: &[u8]) -> Startup {
+        read_startup(&[b"\0\0\0\0\0\x03\0\0", pairs].concat())
+    }
+
+    #[test]
+    fn startups() {
+        let names = |user: &str, database: &str, application: Option<&str>| {
+            let application_name = application.map(str::to_owned);
+            Some(StartupParameters { user: user.to_owned(), database: database.to_owned(), application_name })
+        };
+        for (pairs, expected, replication) in [
+            (&b"user\0me\0\0"[..], names("me", "me", None), false),
+            (b"user\0me\0database\0d\0application_name\0psql\0\0", names("me", "d", Some("psql")), false),
+            (b"application_name\0\0user\0me\0options\0-c x=y\0\0", names("me", "me", None), false),
+            (b"user\0me\0replication\0database\0\0", names("me", "me", None), true),
+            (b"user\0me\0replication\0off\0\0", names("me", "me", None), false),
+            // What comes behind the end, and what has none.
+            (b"user\0me\0\0database\0d\0", names("me", "me", None), false),
+            (b"user\0me\0database\0d", names("me", "d", None), false),
+            (b"user", None, false),
+            (b"database\0d\0\0", None, false),
+            (b"\0", None, false),
+            (b"", None, false),
+        ] {
+            assert_eq!(parameters(pairs), Startup { names: expected, replication }, "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_short_and_harmless() {
+        let pairs =
+            [b"user\0\x1b[2J\nevil\xff\0application_name\0", &b"x".repeat(5000)[..], b"\0\0"].concat();
+        let names = parameters(&pairs).names.unwrap();
+        assert_eq!(names.user, " [2J evil\u{fffd}");
+        assert_eq!(names.application_name.unwrap().chars().count(), MAX_NAME + 1);
+    }
 
     #[test]
     fn first_requests() {

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex};
@@ -9,7 +10,7 @@ use crate::dial::fake::{FakeDial, FarEnd, Sent, link};
 use crate::ids::Name;
 use crate::local::Peer;
 use crate::metrics::Metrics;
-use crate::state::Moment;
+use crate::state::{ClientState, Moment};
 
 impl Local for DuplexStream {
     type Read<'a> = ReadHalf<&'a mut DuplexStream>;
