@@ -61,6 +61,13 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Every client, with the database whose forward it uses.
+    pub fn clients(&self) -> impl Iterator<Item = (&Database, &Client)> {
+        self.databases
+            .iter()
+            .flat_map(|database| database.clients.iter().map(move |client| (database, client)))
+    }
+
     /// How long ago something was, for people.
     #[must_use]
     pub fn age(&self, stamp: Stamp) -> String {
@@ -291,6 +298,28 @@ pub struct Client {
     pub application_name: Option<String>,
 }
 
+impl Client {
+    /// What it is about, and for how long, for people.
+    #[must_use]
+    pub fn show_activity(&self, snapshot: &Snapshot) -> String {
+        match (self.held, self.activity_since) {
+            (true, _) => "held".to_owned(),
+            (false, Some(since)) => format!("{} for {}", self.activity, snapshot.age(since)),
+            (false, None) => self.activity.clone(),
+        }
+    }
+
+    /// Who it says it is: the database's user, and the database where that is another word.
+    #[must_use]
+    pub fn show_login(&self) -> String {
+        match (&self.user, &self.database) {
+            (Some(user), Some(database)) if user != database => format!("{user} in {database}"),
+            (Some(user), _) => user.clone(),
+            (None, _) => "-".to_owned(),
+        }
+    }
+}
+
 /// What earlier versions did not know.
 fn unknown() -> String {
     "unknown".to_owned()
@@ -364,7 +393,20 @@ pub(crate) mod tests {
             json!({
                 "name": name, "kind": "postgres", "host": "d", "port": 5432, "bastions": [bastion],
                 "listen": ["127.0.0.1:15432"], "up": up, "uptime_seconds": 0.0, "clients_active": 0, "clients_held": 1,
-                "last_failure": trouble("channel", "prohibited", up), "clients": [],
+                "last_failure": trouble("channel", "prohibited", up),
+                "clients": [
+                    {
+                        "id": 1, "peer": "127.0.0.1:5", "since": "2024-01-01T00:00:00Z", "held": false, "session": 1,
+                        "to_database_bytes": 3, "from_database_bytes": 4, "activity": "in a query",
+                        "activity_since": "2024-01-01T00:00:03Z", "user": "me", "database": "d",
+                        "application_name": "<b>\u{1b}[2J",
+                    },
+                    // As a daemon of an earlier version shows it.
+                    {
+                        "id": 2, "peer": "pid 4711 (psql)", "since": "2024-01-01T00:00:00Z", "held": true,
+                        "session": null, "to_database_bytes": 0, "from_database_bytes": 0,
+                    },
+                ],
                 "probe": {
                     "level": "query", "verdict": "down", "since": null, "latency_seconds": null, "last_success": null,
                     "last_failure": trouble("db_login", "rejected", true),

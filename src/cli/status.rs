@@ -19,7 +19,14 @@ pub(super) fn status(url: &str, names: &[String], format: Format, out: &mut impl
     keep_only(&mut snapshot, names)?;
     match format {
         Format::Json => print_json(&snapshot, out),
-        Format::Text => Ok(print(&snapshot, out)?),
+        Format::Text => {
+            print(&snapshot, out)?;
+            // There may be hundreds, which only those want to see who ask for them.
+            if !names.is_empty() {
+                clients(&snapshot).print(out)?;
+            }
+            Ok(())
+        }
     }
 }
 
@@ -135,6 +142,21 @@ fn add_database(table: &mut Table, snapshot: &Snapshot, database: &Database) {
     table.explain("probe: ", snapshot, probe.last_failure.as_ref());
 }
 
+fn clients(snapshot: &Snapshot) -> Table {
+    let mut table = Table::new(&["CLIENT", "DATABASE", "AGE", "ACTIVITY", "USER", "APPLICATION"]);
+    for (database, client) in snapshot.clients() {
+        table.row(&[
+            client.peer.clone(),
+            database.name.clone(),
+            snapshot.age(client.since),
+            client.show_activity(snapshot),
+            client.show_login(),
+            client.application_name.clone().unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
+    table
+}
+
 /// The verdict with its latency. While the tunnel is down nothing is probed, and what holds is what was.
 fn show_verdict(database: &Database) -> String {
     let probe = &database.probe;
@@ -214,6 +236,7 @@ mod tests {
         assert!(keep_only(&mut snapshot, &names).is_ok());
         let mut out = Vec::new();
         print(&snapshot, &mut out).unwrap();
+        clients(&snapshot).print(&mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -222,7 +245,7 @@ mod tests {
         let text = printed(&["analytics"]);
         let lines: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("analytics")).collect();
         assert_eq!(
-            lines.get(1..),
+            lines.get(1..5),
             Some(
                 &[
                     "  clients: channel prohibited: the  [2Jdetail (for 10s)",
@@ -234,6 +257,26 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("auth rejected"), "{text}");
+    }
+
+    #[test]
+    fn clients_are_shown_with_what_they_are_about() {
+        let text = printed(&["analytics"]);
+        let rows: Vec<Vec<&str>> = text
+            .lines()
+            .skip_while(|line| !line.starts_with("CLIENT"))
+            .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+            .collect();
+        assert_eq!(
+            rows.get(1..),
+            Some(
+                &[
+                    vec!["127.0.0.1:5", "analytics", "10s", "in a query for 7s", "me in d", "<b> [2J"],
+                    vec!["pid 4711 (psql)", "analytics", "10s", "held", "-", "-"],
+                ][..]
+            ),
+            "{text}"
+        );
     }
 
     #[test]

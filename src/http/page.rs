@@ -2,7 +2,10 @@
 
 use maud::{DOCTYPE, Markup, html};
 
-use crate::snapshot::{Bastion, Database, Snapshot, Trouble, show_millis};
+use crate::snapshot::{Bastion, Client, Database, Snapshot, Trouble, show_millis};
+
+/// How many clients are listed: the page is for the eye.
+const MAX_CLIENTS: usize = 50;
 
 const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
@@ -45,6 +48,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
                     tr { th { "Database" } th { "Listens on" } th { "Tunnel" } th { "Probe" } th { "Clients" } th { "Held" } }
                     @for database in &snapshot.databases { (database_row(snapshot, database)) }
                 }
+                (clients(snapshot))
                 p.hint { "As of " (snapshot.at) ". The same as JSON: " a href="/api/v1/status" { "/api/v1/status" } }
             }
         }
@@ -107,6 +111,34 @@ fn database_row(snapshot: &Snapshot, database: &Database) -> Markup {
     }
 }
 
+fn clients(snapshot: &Snapshot) -> Markup {
+    let more = snapshot.clients().count().saturating_sub(MAX_CLIENTS);
+    html! {
+        @if snapshot.clients().next().is_some() {
+            h2 { "Clients" }
+            table {
+                tr { th { "Client" } th { "Database" } th { "Activity" } th { "User" } th { "Application" } th { "Bytes sent" } th { "Received" } }
+                @for (database, client) in snapshot.clients().take(MAX_CLIENTS) { (client_row(snapshot, database, client)) }
+            }
+            @if more > 0 { p.hint { "and " (more) " more" } }
+        }
+    }
+}
+
+fn client_row(snapshot: &Snapshot, database: &Database, client: &Client) -> Markup {
+    html! {
+        tr {
+            td { (client.peer) div.hint { "for " (snapshot.age(client.since)) } }
+            td { (database.name) }
+            td { (client.show_activity(snapshot)) }
+            td { (client.show_login()) }
+            td { (client.application_name.as_deref().unwrap_or("-")) }
+            td { (client.to_database_bytes) }
+            td { (client.from_database_bytes) }
+        }
+    }
+}
+
 fn explain(snapshot: &Snapshot, trouble: Option<&Trouble>) -> Markup {
     html! {
         @if let Some(trouble) = Trouble::lasting(trouble) {
@@ -131,6 +163,10 @@ mod tests {
             ("(for 10s)", 4),
             ("heal prohibited", 1),
             ("tunnelkeeper keygen gone", 1),
+            ("in a query for 7s", 2),
+            ("me in d", 2),
+            ("&lt;b&gt;", 2),
+            ("held", 2),
         ] {
             assert_eq!(page.matches(text).count(), times, "{text} in {page}");
         }

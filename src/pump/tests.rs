@@ -5,12 +5,15 @@ use std::time::SystemTime;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::dial::fake::{FakeDial, FarEnd, Sent, link};
 use crate::ids::Name;
 use crate::local::Peer;
 use crate::metrics::Metrics;
-use crate::state::{ClientState, Moment};
+use crate::snapshot::tests::troubled;
+use crate::state::{Activity, ClientState, Moment};
 
 impl Local for DuplexStream {
     type Read<'a> = ReadHalf<&'a mut DuplexStream>;
@@ -37,9 +40,30 @@ struct Carried {
     stop: CancellationToken,
     ending: tokio::task::JoinHandle<Ending>,
     state: Arc<ClientState>,
+    metrics: Metrics,
 }
 
 impl Carried {
+    /// The value of a series of the database.
+    fn figure(&self, name: &str) -> f64 {
+        let text = self.metrics.exposition(&troubled()).unwrap();
+        let series = format!("tunnelkeeper_{name}{{database=\"d\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&series)).unwrap().parse().unwrap()
+    }
+
+    /// The client begins a session with or without encryption.
+    async fn begin(&mut self, request: &[u8], answer: &'static [u8]) {
+        self.client.write_all(request).await.unwrap();
+        self.far.hear(request.len()).await;
+        self.say(answer).await;
+    }
+
+    /// The database says something, and the client hears it.
+    async fn say(&mut self, words: &'static [u8]) {
+        self.far.say(words);
+        self.client.read_exact(&mut vec![0; words.len()]).await.unwrap();
+    }
+
     /// Both sides say all they have to say, and the link is left open.
     async fn answer(&mut self) {
         assert_eq!(self.far.hear(8).await, b"question");
@@ -64,15 +88,16 @@ fn carry(first: FirstBytes, idle: Option<Duration>) -> Carried {
     let now = Moment { instant: std::time::Instant::now(), wall: SystemTime::now() };
     let state = Arc::new(ClientState::new(1, Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))), now));
     let name = |text| Name::parse(text).unwrap();
-    let metrics = Metrics::new().unwrap().database(&name("d"), &[name("b")]);
+    let metrics = Metrics::new().unwrap();
+    let handles = metrics.database(&name("d"), &[name("b")]);
     let ending = tokio::spawn({
         let state = Arc::clone(&state);
         async move {
-            let meter = Meter::new(&state, &metrics, &first);
+            let meter = Meter::new(&state, &handles, &first);
             pump(&mut local, &seat, &mut inbound, &mut outbound, first, &meter, bounds).await
         }
     });
-    Carried { client, far, dial, stop, ending, state }
+    Carried { client, far, dial, stop, ending, state, metrics }
 }
 
 #[tokio::test(start_paused = true)]
@@ -280,4 +305,80 @@ async fn a_link_that_nobody_wants_any_more_is_left_in_good_order() {
     abandon(inbound, outbound).await;
     assert_eq!(started.elapsed(), CLOSE_PATIENCE, "a silent bastion was waited for");
     drop(far);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_of_a_query_begins_when_its_last_byte_is_taken() {
+    let mut carried = carry(FirstBytes::default(), None);
+    carried.begin(STARTUP, READY).await;
+    // More than the link takes at a time, of somebody who takes nothing for a while.
+    let query = [b"Q\0\x03\0\x04".to_vec(), vec![b' '; 3 << 16]].concat();
+    let (mut read, mut write) = tokio::io::split(carried.client);
+    let asking = query.clone();
+    let asked = tokio::spawn(async move {
+        write.write_all(&asking).await.unwrap();
+        write
+    });
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(carried.state.doing().activity, Activity::InQuery);
+    assert_eq!(carried.far.hear(query.len()).await, query);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    carried.far.say(READY);
+    read.read_exact(&mut [0; READY.len()]).await.unwrap();
+    carried.client = read.unsplit(asked.await.unwrap());
+    assert_eq!(carried.state.doing().activity, Activity::Idle);
+    let seconds = carried.figure("query_duration_seconds_sum");
+    assert!((2.0..2.1).contains(&seconds), "{seconds}");
+    assert_eq!(carried.figure("query_duration_seconds_count"), 1.0);
+    assert_eq!(carried.figure("turnaround_seconds_count"), 0.0);
+    assert_eq!(carried.state.startup.get().unwrap().user, "me");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_turnaround_of_an_encrypted_client_ends_with_the_first_byte() {
+    let mut carried = carry(FirstBytes::default(), None);
+    carried.begin(&crate::pgwire::SSL_REQUEST, b"S").await;
+    carried.client.write_all(b"hello").await.unwrap();
+    carried.far.hear(5).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    carried.say(b"hello").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    carried.say(b"and more").await;
+    assert_eq!(carried.figure("turnaround_seconds_count"), 1.0);
+    let seconds = carried.figure("turnaround_seconds_sum");
+    assert!((3.0..3.1).contains(&seconds), "{seconds}");
+    assert_eq!(carried.figure("query_duration_seconds_count"), 0.0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_is_said_arrives_as_it_was_said(
+        plain: bool,
+        blocks in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 1..300)), 0..20),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut carried = carry(FirstBytes::default(), None);
+            if plain {
+                carried.begin(STARTUP, READY).await;
+            }
+            for (from_client, block) in &blocks {
+                if *from_client {
+                    carried.client.write_all(block).await.unwrap();
+                    assert_eq!(&carried.far.hear(block.len()).await, block);
+                } else {
+                    carried.far.arrive(Arrival::Data(Bytes::from(block.clone())));
+                    let mut heard = vec![0; block.len()];
+                    carried.client.read_exact(&mut heard).await.unwrap();
+                    assert_eq!(&heard, block);
+                }
+            }
+            carried.client.shutdown().await.unwrap();
+            assert_eq!(carried.far.sent.recv().await, Some(Sent::End));
+            carried.far.arrive(Arrival::Closed);
+            assert_eq!(carried.ending.await.unwrap(), Ending::Done);
+        });
+    }
 }

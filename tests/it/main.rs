@@ -35,6 +35,7 @@ mod lifetime;
 mod logins;
 mod outage;
 mod passwords;
+mod queries;
 mod reload;
 mod secrets;
 mod sockets;
