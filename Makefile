@@ -1,6 +1,6 @@
 # Everything a contributor needs; CI runs `make test`.
 
-.PHONY: build demo test prepare lint unit integration story audit
+.PHONY: build demo test prepare lint unit integration story fuzz audit
 
 build:
 	TUNNELKEEPER_REVISION="$$(git describe --always --dirty 2>/dev/null)" cargo build --locked --release
@@ -30,6 +30,14 @@ integration:
 # The demo goes through its story by itself when there is no terminal.
 story:
 	cargo run --locked --quiet --example demo < /dev/null
+
+# Not part of the gate: it needs cargo-fuzz and builds everything anew. None of our code is unsafe, so that no sanitizer is needed,
+# and with it no nightly compiler. A crash is kept in fuzz/artifacts.
+FUZZ_SECONDS = 60
+fuzz:
+	cargo fuzz --version || cargo install --locked --quiet cargo-fuzz
+	mkdir -p fuzz/found
+	cargo fuzz run --sanitizer none pgwire fuzz/found fuzz/corpus/pgwire -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096
 
 # Needs the advisory database, which is fetched; not part of the gate.
 audit:
