@@ -1,6 +1,6 @@
 # Everything a contributor needs; CI runs `make test`.
 
-.PHONY: build demo test prepare lint unit integration story fuzz audit
+.PHONY: build demo test prepare lint unit integration story bench fuzz audit
 
 build:
 	TUNNELKEEPER_REVISION="$$(git describe --always --dirty 2>/dev/null)" cargo build --locked --release
@@ -38,6 +38,11 @@ fuzz:
 	cargo fuzz --version || cargo install --locked --quiet cargo-fuzz
 	mkdir -p fuzz/found
 	cargo fuzz run --sanitizer none pgwire fuzz/found fuzz/corpus/pgwire -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096
+
+# How fast it is beside ssh and autossh, in half an hour; BENCH="download --quick" and the like ask for less.
+bench:
+	@tests/prepare autossh
+	cargo bench --locked --bench against_openssh -- $(BENCH)
 
 # Needs the advisory database, which is fetched; not part of the gate.
 audit:

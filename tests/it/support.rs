@@ -6,6 +6,7 @@ pub mod bastion;
 pub mod client;
 pub mod daemon;
 pub mod postgres;
+pub mod processes;
 pub mod relay;
 
 use std::net::TcpListener;

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 use tempfile::TempDir;
 
 use super::account::{Account, account, find};
+use super::processes::{children, kill_families};
 use super::{eventually, free_port};
 
 pub struct Bastion {
@@ -200,6 +200,11 @@ impl Bastion {
         self.start_again();
     }
 
+    /// The process that listens; those that serve connections are below it.
+    pub fn pid(&self) -> u32 {
+        self.running.as_ref().unwrap().id()
+    }
+
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -207,13 +212,13 @@ impl Bastion {
     /// Kills sshd and all processes that serve its connections, as a machine that loses power does.
     pub fn kill(&mut self) {
         let Some(mut child) = self.running.take() else { return };
-        kill_family(vec![child.id()]);
+        kill_families(vec![child.id()]);
         let _ = child.wait();
     }
 
     /// Ends the processes that serve connections; the listener goes on.
     pub fn kill_sessions(&self) {
-        kill_family(children(self.running.as_ref().unwrap().id()));
+        kill_families(children(self.pid()));
     }
 }
 
@@ -224,41 +229,4 @@ impl Drop for Bastion {
         }
         self.kill();
     }
-}
-
-/// Kills these processes and all below them. Each is stopped before its children are listed: one
-/// that still ran could have a child more, which the death of its parent would hide from us.
-fn kill_family(mut family: Vec<u32>) {
-    let mut stopped = 0;
-    while let Some(pid) = family.get(stopped).copied() {
-        signal(pid, Signal::SIGSTOP);
-        eventually("a process stops", || {
-            proc_stat(pid).is_none_or(|(state, _)| matches!(state, 'T' | 'Z' | 'X')).then_some(())
-        });
-        family.extend(children(pid));
-        stopped += 1;
-    }
-    for pid in family {
-        signal(pid, Signal::SIGKILL);
-    }
-}
-
-fn signal(pid: u32, signal: Signal) {
-    let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal);
-}
-
-fn children(of: u32) -> Vec<u32> {
-    let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| proc_stat(*pid).is_some_and(|(_, parent)| parent == of))
-        .collect()
-}
-
-/// The state and the parent of a process that exists, see proc(5).
-fn proc_stat(pid: u32) -> Option<(char, u32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command name stands in parentheses and may contain anything.
-    let mut after = stat.rsplit_once(") ")?.1.split(' ');
-    Some((after.next()?.parse().ok()?, after.next()?.parse().ok()?))
 }

@@ -1,0 +1,74 @@
+//! Many connections: one after another, and at the same time.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::alternate;
+use crate::arguments::Plan;
+use crate::peers::{Forwarder, Target, Task, start_all};
+use crate::report::{Figures, quantile};
+use crate::servers::{connect, exchange, greeted};
+use crate::stage::Stage;
+use crate::usage::{cpu_seconds, memory};
+
+/// The time to a first byte when the client speaks first, as PostgreSQL's do.
+pub fn that_ask(stage: &Stage, plan: &Plan, figures: &mut Figures) {
+    one_after_another(stage, plan, figures, |address| exchange(&mut connect(address).unwrap()).unwrap());
+}
+
+/// The time to a first byte that the server says unasked: sshd's answer and that byte are two small packets, and sshd
+/// has not asked its socket to send the second one at once.
+pub fn that_listen(stage: &Stage, plan: &Plan, figures: &mut Figures) {
+    one_after_another(stage, plan, figures, |address| drop(greeted(address).unwrap()));
+}
+
+fn one_after_another(stage: &Stage, plan: &Plan, figures: &mut Figures, visit: fn(SocketAddr)) {
+    let task = Task::new(&stage.bastion, vec![Target::Echo(stage.servers.echo)]);
+    let forwarders = start_all(plan, &task);
+    alternate(plan, &forwarders, figures, |forwarder| {
+        let (before, start) = (cpu_seconds(forwarder.pid()), Instant::now());
+        let visits = (0..plan.connections).map(|_| {
+            let start = Instant::now();
+            visit(forwarder.address());
+            start.elapsed().as_secs_f64() * 1e3
+        });
+        let millis: Vec<f64> = visits.collect();
+        let (seconds, count) = (start.elapsed().as_secs_f64(), millis.len() as f64);
+        vec![
+            ("connections", "1/s", count / seconds),
+            ("first byte p50", "ms", quantile(&millis, 0.5)),
+            ("first byte p99", "ms", quantile(&millis, 0.99)),
+            ("processor", "us each", (cpu_seconds(forwarder.pid()) - before) * 1e6 / count),
+        ]
+    });
+}
+
+/// What idle clients hold. Each time with a new forwarder, since memory is seldom given back.
+pub fn at_the_same_time(stage: &Stage, plan: &Plan, figures: &mut Figures) {
+    let task = Task {
+        // More than the default, which is there to protect a database.
+        database_keys: "max_clients = 10000\n",
+        ..Task::new(&stage.bastion, vec![Target::Echo(stage.servers.echo)])
+    };
+    for _ in 0..plan.runs {
+        for peer in &plan.peers {
+            let forwarder = Forwarder::start(plan, *peer, &task);
+            let (before, start) = (memory(forwarder.pid()), Instant::now());
+            let mut clients: Vec<_> =
+                (0..plan.clients).map(|_| greeted(forwarder.address()).unwrap()).collect();
+            for client in &mut clients {
+                exchange(client).unwrap();
+            }
+            let seconds = start.elapsed().as_secs_f64();
+            let after = memory(forwarder.pid());
+            let count = clients.len() as f64;
+            let samples = [
+                ("resident per client", "kB", (after.resident - before.resident) / count),
+                ("proportional per client", "kB", (after.proportional - before.proportional) / count),
+                ("without clients", "kB", before.resident),
+                ("to open and echo", "s", seconds),
+            ];
+            figures.note(*peer, &samples);
+        }
+    }
+}
