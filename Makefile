@@ -41,7 +41,7 @@ fuzz:
 
 # How fast it is beside ssh and autossh, in half an hour; BENCH="download --quick" and the like ask for less.
 bench:
-	@tests/prepare autossh
+	@tests/prepare autossh:autossh socat:socat ip:iproute2
 	cargo bench --locked --bench against_openssh -- $(BENCH)
 
 # Needs the advisory database, which is fetched; not part of the gate.

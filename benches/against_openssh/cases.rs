@@ -30,6 +30,10 @@ pub const ALL: &[Case] = &[
         name: "download-100ms",
         run: |stage, plan, figures| transfer::from_afar(stage, plan, figures, 100),
     },
+    Case {
+        name: "download-50ms-proxy",
+        run: |stage, plan, figures| transfer::through_proxy(stage, plan, figures, 50),
+    },
     Case { name: "copy", run: copy::rows },
     Case { name: "pgbench-1", run: |stage, plan, figures| pgbench::select(stage, plan, figures, 1) },
     Case { name: "pgbench-4", run: |stage, plan, figures| pgbench::select(stage, plan, figures, 4) },

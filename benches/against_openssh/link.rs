@@ -1,17 +1,96 @@
-//! A long way to the bastion: a relay that passes everything on so much later, and holds any amount meanwhile.
+//! A long way to the bastion: whatever is sent there arrives so much later.
 //!
-//! It stands for the time of the way alone. TCP's own windows end at the relay, and a connection to it is made at once.
+//! A `Line` is a network of its own between two addresses, with TCP's handshake and windows as over a real distance. A
+//! relay is what a proxy that takes TCP connections close by makes of it: to connect takes no time at all.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::servers::BLOCK;
+use nix::unistd::geteuid;
+use tempfile::TempDir;
 
-/// Starts a relay to a port; returns its own. The delay is that of each direction.
-pub fn delayed(server: u16, delay: Duration) -> u16 {
+use crate::peers::bound;
+use crate::servers::BLOCK;
+use crate::support::account::find;
+use crate::support::eventually;
+
+/// Of the network that RFC 2544 sets aside for measurements.
+pub const NEAR: &str = "198.18.7.1";
+const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 2);
+const INTERFACE: &str = "bench-line";
+
+/// What is sent to the far address arrives at the near one, as if the far one had sent it.
+pub struct Line {
+    tunnel: Child,
+    _dir: TempDir,
+}
+
+impl Line {
+    /// Only root may make one.
+    pub fn lay(delay: Duration) -> Option<Self> {
+        if !geteuid().is_root() {
+            return None;
+        }
+        let dir = TempDir::with_prefix("line-").unwrap();
+        let (here, there) = (dir.path().join("here"), dir.path().join("there"));
+        let packets = UnixDatagram::bind(&here).unwrap();
+        let mut tunnel = bound("KILL", &find("socat"))
+            .args(["-b", "65536"])
+            .arg(format!("TUN:{NEAR}/30,up,iff-no-pi,tun-type=tun,tun-name={INTERFACE}"))
+            .arg(format!("UNIX-SENDTO:{},bind={}", here.display(), there.display()))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("the line is there", || {
+            assert!(tunnel.try_wait().unwrap().is_none(), "socat ended: is there another {INTERFACE}?");
+            // Large packets, since it is the way that is to be measured and not the machine.
+            let mut ip = Command::new(find("ip"));
+            ip.args(["link", "set", INTERFACE, "mtu", "65000", "txqueuelen", "10000"]);
+            ip.stderr(Stdio::null()).status().unwrap().success().then_some(())
+        });
+        let (depart, arrive) = mpsc::channel::<(Instant, Vec<u8>)>();
+        let back = packets.try_clone().unwrap();
+        thread::spawn(move || {
+            let mut packet = vec![0; 65536];
+            while let Ok(len) = packets.recv(&mut packet) {
+                // Not so for what the machine says in IPv6 to whoever is new.
+                if len >= 20 && packet[0] >> 4 == 4 {
+                    let (source, destination) = packet[12..20].split_at_mut(4);
+                    source.swap_with_slice(destination);
+                    depart.send((Instant::now() + delay, packet[..len].to_vec())).unwrap();
+                }
+            }
+        });
+        thread::spawn(move || {
+            for (due, packet) in arrive {
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                if back.send_to(&packet, &there).is_err() {
+                    return;
+                }
+            }
+        });
+        Some(Self { tunnel, _dir: dir })
+    }
+
+    pub fn address() -> IpAddr {
+        FAR.into()
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let _ = self.tunnel.kill();
+        let _ = self.tunnel.wait();
+    }
+}
+
+/// Starts a relay to a port, which holds any amount meanwhile; returns its own port. The delay is that of each direction.
+pub fn relay(server: u16, delay: Duration) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {

@@ -5,7 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use clap::ValueEnum;
@@ -50,12 +50,17 @@ pub enum Target {
     Source(u16),
     Sink(u16),
     Echo(u16),
+    Greeter(u16),
     Postgres(u16),
 }
 
 impl Target {
     fn port(self) -> u16 {
-        let (Self::Source(port) | Self::Sink(port) | Self::Echo(port) | Self::Postgres(port)) = self;
+        let (Self::Source(port)
+        | Self::Sink(port)
+        | Self::Echo(port)
+        | Self::Greeter(port)
+        | Self::Postgres(port)) = self;
         port
     }
 
@@ -65,7 +70,8 @@ impl Target {
         match self {
             Self::Source(_) => socket.write_all(&1_u64.to_be_bytes())?,
             Self::Sink(_) => socket.shutdown(std::net::Shutdown::Write)?,
-            Self::Echo(_) => {}
+            Self::Echo(_) => socket.write_all(b"x")?,
+            Self::Greeter(_) => {}
             // Asks whether it would speak TLS.
             Self::Postgres(_) => socket.write_all(&[0, 0, 0, 8, 4, 210, 22, 47])?,
         }
@@ -76,8 +82,8 @@ impl Target {
 /// What a forwarder is to do.
 pub struct Task<'a> {
     pub bastion: &'a Bastion,
-    /// The bastion's, or that of a relay before it.
-    pub port: u16,
+    /// The bastion's, or where the way to it begins.
+    pub at: SocketAddr,
     pub targets: Vec<Target>,
     /// Lines that our `[bastions]` and each of our `[databases]` has beyond what it needs.
     pub bastion_keys: &'a str,
@@ -86,7 +92,13 @@ pub struct Task<'a> {
 
 impl<'a> Task<'a> {
     pub fn new(bastion: &'a Bastion, targets: Vec<Target>) -> Self {
-        Self { bastion, port: bastion.port, targets, bastion_keys: "", database_keys: "" }
+        Self {
+            bastion,
+            at: (Ipv4Addr::LOCALHOST, bastion.port).into(),
+            targets,
+            bastion_keys: "",
+            database_keys: "",
+        }
     }
 }
 
@@ -157,17 +169,22 @@ pub fn start_all(plan: &Plan, task: &Task) -> Vec<Forwarder> {
 }
 
 /// A command that ends with this process.
-fn bound(signal: &str, program: &Path) -> Command {
+pub fn bound(signal: &str, program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", signal]).arg(program);
     command
 }
 
 fn tunnelkeeper(binary: &Path, task: &Task, addresses: &[SocketAddr], dir: &Path) -> Command {
+    let known_hosts = known_hosts(task, dir);
     let mut config = format!(
-        "[http]\nlisten = \"127.0.0.1:0\"\n[daemon]\nstate_dir = {:?}\n{}{}",
+        "[http]\nlisten = \"127.0.0.1:0\"\n[daemon]\nstate_dir = {:?}\n\
+         [bastions.bench]\nhost = \"{}\"\nport = {}\nuser = {:?}\nidentity = {:?}\nknown_hosts = {known_hosts:?}\n{}",
         dir.join("state"),
-        task.bastion.section("bench", task.port),
+        task.at.ip(),
+        task.at.port(),
+        task.bastion.account.name,
+        task.bastion.path("identity"),
         task.bastion_keys
     );
     for (number, (target, address)) in task.targets.iter().zip(addresses).enumerate() {
@@ -192,12 +209,19 @@ fn tunnelkeeper(binary: &Path, task: &Task, addresses: &[SocketAddr], dir: &Path
     command
 }
 
+/// A file with the bastion's key, wherever the way to it begins.
+fn known_hosts(task: &Task, dir: &Path) -> PathBuf {
+    let line = task.bastion.known_hosts_line(task.at.port());
+    let path = dir.join("known_hosts");
+    fs::write(&path, line.replace("127.0.0.1", &task.at.ip().to_string())).unwrap();
+    path
+}
+
 fn ssh(signal: &str, program: &str, task: &Task, addresses: &[SocketAddr], dir: &Path) -> Command {
-    let known_hosts = dir.join("known_hosts");
-    fs::write(&known_hosts, task.bastion.known_hosts_line(task.port)).unwrap();
+    let known_hosts = known_hosts(task, dir);
     let mut command = bound(signal, &find(program));
     // Options of the system's own ssh_config would be this machine's.
-    command.args(["-F", "none", "-N", "-p"]).arg(task.port.to_string());
+    command.args(["-F", "none", "-N", "-p"]).arg(task.at.port().to_string());
     command.arg("-i").arg(task.bastion.path("identity"));
     command.arg("-o").arg(format!("UserKnownHostsFile={}", known_hosts.display()));
     for option in ["BatchMode=yes", "IdentitiesOnly=yes", "ExitOnForwardFailure=yes"] {
@@ -206,7 +230,7 @@ fn ssh(signal: &str, program: &str, task: &Task, addresses: &[SocketAddr], dir: 
     for (target, address) in task.targets.iter().zip(addresses) {
         command.arg("-L").arg(format!("{address}:127.0.0.1:{}", target.port()));
     }
-    command.arg(format!("{}@127.0.0.1", task.bastion.account.name));
+    command.arg(format!("{}@{}", task.bastion.account.name, task.at.ip()));
     command
 }
 

@@ -15,13 +15,15 @@ pub struct Servers {
     pub source: u16,
     /// Says how many bytes it got, when no more come.
     pub sink: u16,
-    /// Greets with one byte, and then says everything again.
+    /// Says everything again.
     pub echo: u16,
+    /// Says one byte unasked.
+    pub greeter: u16,
 }
 
 impl Servers {
     pub fn start() -> Self {
-        Self { source: serve(send_bytes), sink: serve(count_bytes), echo: serve(echo) }
+        Self { source: serve(send_bytes), sink: serve(count_bytes), echo: serve(echo), greeter: serve(greet) }
     }
 }
 
@@ -53,12 +55,17 @@ fn count_bytes(mut socket: TcpStream) -> io::Result<()> {
 
 fn echo(mut socket: TcpStream) -> io::Result<()> {
     let mut heard = [0; 512];
-    let mut said = 1;
-    while said > 0 {
-        socket.write_all(&heard[..said])?;
-        said = socket.read(&mut heard)?;
+    loop {
+        match socket.read(&mut heard)? {
+            0 => return Ok(()),
+            said => socket.write_all(&heard[..said])?,
+        }
     }
-    Ok(())
+}
+
+fn greet(mut socket: TcpStream) -> io::Result<()> {
+    socket.write_all(b"x")?;
+    drain(&mut socket).map(drop)
 }
 
 /// A client's connection, which does not wait for ever.
@@ -98,16 +105,16 @@ pub fn drain(socket: &mut TcpStream) -> io::Result<u64> {
     }
 }
 
-/// A connection to an echo server that has greeted.
-pub fn greeted(address: SocketAddr) -> io::Result<TcpStream> {
-    let mut socket = connect(address)?;
-    socket.read_exact(&mut [0])?;
-    Ok(socket)
-}
-
 /// One question and its echo.
 pub fn exchange(socket: &mut TcpStream) -> io::Result<()> {
     let mut heard = [0; 64];
     socket.write_all(&BYTES[..heard.len()])?;
     socket.read_exact(&mut heard)
+}
+
+/// A connection to an echo server that has answered.
+pub fn answered(address: SocketAddr) -> io::Result<TcpStream> {
+    let mut socket = connect(address)?;
+    exchange(&mut socket)?;
+    Ok(socket)
 }

@@ -53,9 +53,16 @@ impl Drop for Stage {
     }
 }
 
+const QUIET: &str = "LogLevel ERROR\nMaxStartups 1000";
+
 /// An sshd that says nothing of its work and takes any number of logins at a time.
 pub fn bastion() -> Bastion {
-    Bastion::with("LogLevel ERROR\nMaxStartups 1000")
+    Bastion::with(QUIET)
+}
+
+/// The same, on a further address.
+pub fn bastion_at(address: &str) -> Bastion {
+    Bastion::with(&format!("{QUIET}\nListenAddress {address}"))
 }
 
 /// Forwarders and servers inherit it.

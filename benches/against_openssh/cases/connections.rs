@@ -1,5 +1,6 @@
 //! Many connections: one after another, and at the same time.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -7,37 +8,50 @@ use super::alternate;
 use crate::arguments::Plan;
 use crate::peers::{Forwarder, Target, Task, start_all};
 use crate::report::{Figures, quantile};
-use crate::servers::{connect, exchange, greeted};
+use crate::servers::{answered, connect, exchange};
 use crate::stage::Stage;
 use crate::usage::{cpu_seconds, memory};
 
-/// The time to a first byte when the client speaks first, as PostgreSQL's do.
+/// The time to an answer when the client speaks first, as PostgreSQL's do.
 pub fn that_ask(stage: &Stage, plan: &Plan, figures: &mut Figures) {
-    one_after_another(stage, plan, figures, |address| exchange(&mut connect(address).unwrap()).unwrap());
+    let target = Target::Echo(stage.servers.echo);
+    one_after_another(stage, plan, figures, target, plan.connections, |address| {
+        answered(address).unwrap();
+    });
 }
 
-/// The time to a first byte that the server says unasked: sshd's answer and that byte are two small packets, and sshd
-/// has not asked its socket to send the second one at once.
+/// The time to a byte that the server says unasked: sshd's own answer and that byte are two small packets, and sshd
+/// keeps the second one until the first one is acknowledged. So it takes long, and fewer of them do.
 pub fn that_listen(stage: &Stage, plan: &Plan, figures: &mut Figures) {
-    one_after_another(stage, plan, figures, |address| drop(greeted(address).unwrap()));
+    let target = Target::Greeter(stage.servers.greeter);
+    one_after_another(stage, plan, figures, target, plan.connections / 10, |address| {
+        connect(address).unwrap().read_exact(&mut [0]).unwrap();
+    });
 }
 
-fn one_after_another(stage: &Stage, plan: &Plan, figures: &mut Figures, visit: fn(SocketAddr)) {
-    let task = Task::new(&stage.bastion, vec![Target::Echo(stage.servers.echo)]);
+fn one_after_another(
+    stage: &Stage,
+    plan: &Plan,
+    figures: &mut Figures,
+    target: Target,
+    count: usize,
+    visit: fn(SocketAddr),
+) {
+    let task = Task::new(&stage.bastion, vec![target]);
     let forwarders = start_all(plan, &task);
     alternate(plan, &forwarders, figures, |forwarder| {
         let (before, start) = (cpu_seconds(forwarder.pid()), Instant::now());
-        let visits = (0..plan.connections).map(|_| {
+        let visits = (0..count).map(|_| {
             let start = Instant::now();
             visit(forwarder.address());
             start.elapsed().as_secs_f64() * 1e3
         });
         let millis: Vec<f64> = visits.collect();
-        let (seconds, count) = (start.elapsed().as_secs_f64(), millis.len() as f64);
+        let (seconds, count) = (start.elapsed().as_secs_f64(), count as f64);
         vec![
             ("connections", "1/s", count / seconds),
-            ("first byte p50", "ms", quantile(&millis, 0.5)),
-            ("first byte p99", "ms", quantile(&millis, 0.99)),
+            ("answer p50", "ms", quantile(&millis, 0.5)),
+            ("answer p99", "ms", quantile(&millis, 0.99)),
             ("processor", "us each", (cpu_seconds(forwarder.pid()) - before) * 1e6 / count),
         ]
     });
@@ -55,7 +69,7 @@ pub fn at_the_same_time(stage: &Stage, plan: &Plan, figures: &mut Figures) {
             let forwarder = Forwarder::start(plan, *peer, &task);
             let (before, start) = (memory(forwarder.pid()), Instant::now());
             let mut clients: Vec<_> =
-                (0..plan.clients).map(|_| greeted(forwarder.address()).unwrap()).collect();
+                (0..plan.clients).map(|_| answered(forwarder.address()).unwrap()).collect();
             for client in &mut clients {
                 exchange(client).unwrap();
             }

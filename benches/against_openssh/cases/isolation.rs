@@ -8,13 +8,19 @@ use std::time::{Duration, Instant};
 use crate::arguments::Plan;
 use crate::peers::{Forwarder, Target, Task, start_all};
 use crate::report::{Figures, Sample, quantile};
-use crate::servers::{BLOCK, ask, exchange, greeted};
+use crate::servers::{BLOCK, answered, ask, exchange};
 use crate::stage::Stage;
 
 /// Between two questions, as a client that also works.
 const PAUSE: Duration = Duration::from_millis(1);
 /// For a load to fill what there is to fill, and for a pool to grow.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// How many milliseconds answers take.
+struct Answers {
+    p50: f64,
+    p99: f64,
+}
 
 pub fn beside_others(stage: &Stage, plan: &Plan, figures: &mut Figures) {
     let task = Task {
@@ -30,34 +36,37 @@ pub fn beside_others(stage: &Stage, plan: &Plan, figures: &mut Figures) {
 
 fn compare(plan: &Plan, forwarder: &Forwarder) -> Vec<Sample> {
     let (echo, source) = (forwarder.addresses[0], forwarder.addresses[1]);
-    let alone = p99_millis(echo, plan.window);
+    let alone = answers(echo, plan.window);
     let stalled = beside_stalled(plan, echo, source);
     let (bulk, speed) = beside_bulk(plan, echo, source);
     vec![
-        ("p99 alone", "ms", alone),
-        ("p99 beside a stalled client", "ms", stalled),
-        ("stalled to alone", "", stalled / alone),
-        ("p99 beside a download", "ms", bulk),
-        ("download to alone", "", bulk / alone),
+        ("p50 alone", "ms", alone.p50),
+        ("p50 beside a stalled client", "ms", stalled.p50),
+        ("p50 beside a download", "ms", bulk.p50),
+        ("p99 alone", "ms", alone.p99),
+        ("p99 beside a stalled client", "ms", stalled.p99),
+        ("p99 beside a download", "ms", bulk.p99),
+        ("p99 stalled to alone", "", stalled.p99 / alone.p99),
+        ("p99 download to alone", "", bulk.p99 / alone.p99),
         ("speed of that download", "MB/s", speed),
     ]
 }
 
-fn beside_stalled(plan: &Plan, echo: SocketAddr, source: SocketAddr) -> f64 {
+fn beside_stalled(plan: &Plan, echo: SocketAddr, source: SocketAddr) -> Answers {
     let _stalled = ask(source, u64::MAX).unwrap();
     thread::sleep(SETTLE);
-    p99_millis(echo, plan.window)
+    answers(echo, plan.window)
 }
 
-fn beside_bulk(plan: &Plan, echo: SocketAddr, source: SocketAddr) -> (f64, f64) {
+fn beside_bulk(plan: &Plan, echo: SocketAddr, source: SocketAddr) -> (Answers, f64) {
     let mut bulk = ask(source, u64::MAX).unwrap();
     let (end, start) = (bulk.try_clone().unwrap(), Instant::now());
     let reader = thread::spawn(move || count(&mut bulk));
     thread::sleep(SETTLE);
-    let p99 = p99_millis(echo, plan.window);
+    let answers = answers(echo, plan.window);
     end.shutdown(Shutdown::Both).unwrap();
     let bytes = reader.join().unwrap();
-    (p99, bytes as f64 / 1e6 / start.elapsed().as_secs_f64())
+    (answers, bytes as f64 / 1e6 / start.elapsed().as_secs_f64())
 }
 
 /// What came until it was over, whichever way.
@@ -69,8 +78,8 @@ fn count(bulk: &mut TcpStream) -> u64 {
     count
 }
 
-fn p99_millis(address: SocketAddr, window: Duration) -> f64 {
-    let mut socket = greeted(address).unwrap();
+fn answers(address: SocketAddr, window: Duration) -> Answers {
+    let mut socket = answered(address).unwrap();
     let (start, mut millis) = (Instant::now(), Vec::new());
     while start.elapsed() < window {
         let asked = Instant::now();
@@ -78,5 +87,5 @@ fn p99_millis(address: SocketAddr, window: Duration) -> f64 {
         millis.push(asked.elapsed().as_secs_f64() * 1e3);
         thread::sleep(PAUSE);
     }
-    quantile(&millis, 0.99)
+    Answers { p50: quantile(&millis, 0.5), p99: quantile(&millis, 0.99) }
 }

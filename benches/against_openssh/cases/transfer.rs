@@ -1,7 +1,7 @@
 //! Bulk data: how fast, and at what cost of processor time.
 
 use std::io::Read;
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::link;
 use crate::peers::{Target, Task, start_all};
 use crate::report::{Figures, Sample};
 use crate::servers::{ask, connect, drain, send};
-use crate::stage::Stage;
+use crate::stage::{self, Stage};
 use crate::usage::cpu_seconds;
 
 /// One stream of so many bytes, through a forward.
@@ -19,37 +19,40 @@ type Stream = fn(SocketAddr, u64);
 
 pub fn download(stage: &Stage, plan: &Plan, figures: &mut Figures, streams: u64) {
     let task = Task::new(&stage.bastion, vec![Target::Source(stage.servers.source)]);
-    transfer(stage, plan, figures, &task, fetch, plan.size / streams, streams);
+    transfer(plan, figures, &task, fetch, plan.size / streams, streams);
 }
 
 pub fn upload(stage: &Stage, plan: &Plan, figures: &mut Figures, streams: u64) {
     let task = Task::new(&stage.bastion, vec![Target::Sink(stage.servers.sink)]);
-    transfer(stage, plan, figures, &task, deliver, plan.size / streams, streams);
+    transfer(plan, figures, &task, deliver, plan.size / streams, streams);
 }
 
 pub fn from_afar(stage: &Stage, plan: &Plan, figures: &mut Figures, round_trip_millis: u64) {
-    let port = link::delayed(stage.bastion.port, Duration::from_millis(round_trip_millis) / 2);
-    let task = Task { port, ..Task::new(&stage.bastion, vec![Target::Source(stage.servers.source)]) };
-    transfer(stage, plan, figures, &task, fetch, plan.size_over_long_link, 1);
+    let Some(_line) = link::Line::lay(Duration::from_millis(round_trip_millis) / 2) else {
+        return eprintln!("  only root can make a network interface for it");
+    };
+    let bastion = stage::bastion_at(link::NEAR);
+    let at = (link::Line::address(), bastion.port).into();
+    let task = Task { at, ..Task::new(&bastion, vec![Target::Source(stage.servers.source)]) };
+    transfer(plan, figures, &task, fetch, plan.size_over_long_link, 1);
 }
 
-fn transfer(
-    stage: &Stage,
-    plan: &Plan,
-    figures: &mut Figures,
-    task: &Task,
-    stream: Stream,
-    bytes: u64,
-    streams: u64,
-) {
+pub fn through_proxy(stage: &Stage, plan: &Plan, figures: &mut Figures, round_trip_millis: u64) {
+    let port = link::relay(stage.bastion.port, Duration::from_millis(round_trip_millis) / 2);
+    let at = (Ipv4Addr::LOCALHOST, port).into();
+    let task = Task { at, ..Task::new(&stage.bastion, vec![Target::Source(stage.servers.source)]) };
+    transfer(plan, figures, &task, fetch, plan.size_over_long_link, 1);
+}
+
+fn transfer(plan: &Plan, figures: &mut Figures, task: &Task, stream: Stream, bytes: u64, streams: u64) {
     let forwarders = start_all(plan, task);
     for forwarder in &forwarders {
         timed(forwarder.address(), stream, bytes / 10, streams);
     }
     alternate(plan, &forwarders, figures, |forwarder| {
-        let before = (cpu_seconds(forwarder.pid()), cpu_seconds(stage.bastion.pid()));
+        let before = (cpu_seconds(forwarder.pid()), cpu_seconds(task.bastion.pid()));
         let seconds = timed(forwarder.address(), stream, bytes, streams);
-        let after = (cpu_seconds(forwarder.pid()), cpu_seconds(stage.bastion.pid()));
+        let after = (cpu_seconds(forwarder.pid()), cpu_seconds(task.bastion.pid()));
         let gigabytes = (bytes * streams) as f64 / 1e9;
         vec![
             ("speed", "MB/s", gigabytes * 1e3 / seconds),
