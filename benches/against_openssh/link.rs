@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -53,33 +54,41 @@ impl Line {
             ip.args(["link", "set", INTERFACE, "mtu", "65000", "txqueuelen", "10000"]);
             ip.stderr(Stdio::null()).status().unwrap().success().then_some(())
         });
-        let (depart, arrive) = mpsc::channel::<(Instant, Vec<u8>)>();
-        let back = packets.try_clone().unwrap();
-        thread::spawn(move || {
-            let mut packet = vec![0; 65536];
-            while let Ok(len) = packets.recv(&mut packet) {
-                // Not so for what the machine says in IPv6 to whoever is new.
-                if len >= 20 && packet[0] >> 4 == 4 {
-                    let (source, destination) = packet[12..20].split_at_mut(4);
-                    source.swap_with_slice(destination);
-                    depart.send((Instant::now() + delay, packet[..len].to_vec())).unwrap();
-                }
-            }
-        });
-        thread::spawn(move || {
-            for (due, packet) in arrive {
-                thread::sleep(due.saturating_duration_since(Instant::now()));
-                if back.send_to(&packet, &there).is_err() {
-                    return;
-                }
-            }
-        });
+        turn_back(packets, there, delay);
         Some(Self { tunnel, _dir: dir })
     }
 
     pub fn address() -> IpAddr {
         FAR.into()
     }
+}
+
+/// Sends each packet back to where it came from, so much later, as the far address's own. Its checksums stay right, since
+/// the two addresses only change places.
+fn turn_back(packets: UnixDatagram, there: PathBuf, delay: Duration) {
+    let (depart, arrive) = mpsc::channel::<(Instant, Vec<u8>)>();
+    let back = packets.try_clone().unwrap();
+    thread::spawn(move || {
+        let mut packet = vec![0; 65536];
+        while let Ok(len) = packets.recv(&mut packet) {
+            // Not so for what the machine says in IPv6 to whoever is new.
+            if len >= 20 && packet[0] >> 4 == 4 {
+                let (source, destination) = packet[12..20].split_at_mut(4);
+                source.swap_with_slice(destination);
+                if depart.send((Instant::now() + delay, packet[..len].to_vec())).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    thread::spawn(move || {
+        for (due, packet) in arrive {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if back.send_to(&packet, &there).is_err() {
+                return;
+            }
+        }
+    });
 }
 
 impl Drop for Line {

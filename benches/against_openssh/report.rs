@@ -82,8 +82,10 @@ pub fn quantile(values: &[f64], share: f64) -> f64 {
 impl Report {
     pub fn new(plan: &Plan) -> Self {
         let mut peers = plan.peers.clone();
-        peers.push(Peer::Autossh);
-        peers.dedup();
+        // It takes part in the outage only, unless it is asked for.
+        if !peers.contains(&Peer::Autossh) {
+            peers.push(Peer::Autossh);
+        }
         Self { peers, facts: facts(plan), cases: Vec::new() }
     }
 

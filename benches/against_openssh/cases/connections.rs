@@ -1,14 +1,15 @@
 //! Many connections: one after another, and at the same time.
 
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::Instant;
 
 use super::alternate;
 use crate::arguments::Plan;
 use crate::peers::{Forwarder, Target, Task, start_all};
 use crate::report::{Figures, quantile};
-use crate::servers::{answered, connect, exchange};
+use crate::servers::{answered, connect};
 use crate::stage::Stage;
 use crate::usage::{cpu_seconds, memory};
 
@@ -68,11 +69,7 @@ pub fn at_the_same_time(stage: &Stage, plan: &Plan, figures: &mut Figures) {
         for peer in &plan.peers {
             let forwarder = Forwarder::start(plan, *peer, &task);
             let (before, start) = (memory(forwarder.pid()), Instant::now());
-            let mut clients: Vec<_> =
-                (0..plan.clients).map(|_| answered(forwarder.address()).unwrap()).collect();
-            for client in &mut clients {
-                exchange(client).unwrap();
-            }
+            let clients = open(forwarder.address(), plan.clients);
             let seconds = start.elapsed().as_secs_f64();
             let after = memory(forwarder.pid());
             let count = clients.len() as f64;
@@ -85,4 +82,15 @@ pub fn at_the_same_time(stage: &Stage, plan: &Plan, figures: &mut Figures) {
             figures.note(*peer, &samples);
         }
     }
+}
+
+/// So many at a time come, as jobs that all start on the hour do.
+const AT_A_TIME: usize = 20;
+
+fn open(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    thread::scope(|scope| {
+        let some = || (0..count / AT_A_TIME).map(|_| answered(address).unwrap()).collect::<Vec<_>>();
+        let openers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(some)).collect();
+        openers.into_iter().flat_map(|opener| opener.join().unwrap()).collect()
+    })
 }
