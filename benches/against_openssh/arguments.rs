@@ -11,7 +11,7 @@ use crate::peers::Peer;
 /// Compares tunnelkeeper with ssh and autossh.
 #[derive(Parser)]
 pub struct Arguments {
-    /// Only cases whose names contain one of these words.
+    /// Only these cases, or those whose names contain one of these words.
     #[arg(value_name = "CASE")]
     cases: Vec<String>,
     /// Name the cases and stop.

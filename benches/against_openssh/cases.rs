@@ -46,10 +46,13 @@ pub const ALL: &[Case] = &[
     Case { name: "isolation", run: isolation::beside_others },
 ];
 
-/// All, if no word is given.
+/// All, if no word is given. A word that is a case's whole name means that one alone.
 pub fn matching(words: &[String]) -> Vec<Case> {
-    let wanted =
-        |case: &&Case| words.is_empty() || words.iter().any(|word| case.name.contains(word.as_str()));
+    let names = |word: &String, case: &Case| match ALL.iter().any(|case| case.name == word) {
+        true => case.name == word,
+        false => case.name.contains(word.as_str()),
+    };
+    let wanted = |case: &&Case| words.is_empty() || words.iter().any(|word| names(word, case));
     ALL.iter().filter(wanted).copied().collect()
 }
 
