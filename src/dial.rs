@@ -37,7 +37,10 @@ pub trait Dial: Clone + Send + Sync + 'static {
 
     /// A place on a session that can take one more client now, if there is one and nobody waits for it. `avoid` is as
     /// for [`seat`](Self::seat).
-    fn seat_now(&self, avoid: Option<u64>) -> impl Future<Output = Option<Self::Seat>> + Send;
+    fn seat_now(&self, avoid: Option<u64>) -> Option<Self::Seat>;
+
+    /// The runtimes on which its sessions live, if it has any.
+    fn lanes(&self) -> Vec<tokio::runtime::Handle>;
 
     /// Waits until a session can take one more client, for as long as the caller likes. `avoid` is a session on
     /// which the client has just failed. The future may be dropped at any time.
@@ -74,6 +77,10 @@ pub trait Seat: Send + Sync + 'static {
         &self,
         target: &Target,
     ) -> impl Future<Output = Result<(Self::Inbound, Self::Outbound), Failure>> + Send;
+
+    /// The client has gone, and only its link is still to be closed: the place is free for another, and the session stays
+    /// until this is dropped.
+    fn free(&mut self);
 
     /// Whether the session takes anything from the bastion at the moment; if not, silence says nothing about it.
     fn is_open(&self) -> bool;
@@ -118,7 +125,7 @@ pub trait Outbound: Send + 'static {
     /// the link must be closed then.
     fn send(&mut self, bytes: Bytes) -> impl Future<Output = Result<(), Gone>> + Send;
 
-    /// Says that no more will be sent; receiving goes on.
+    /// Says that no more will be sent; receiving goes on. Saying it again changes nothing.
     fn end(&mut self) -> impl Future<Output = Result<(), Gone>> + Send;
 }
 

@@ -5,36 +5,35 @@
 //! anew where its session dies before the database has said anything. Listeners stay open until the forward is
 //! told to stop.
 
+mod acceptor;
 mod answer;
 mod carry;
 mod client;
 mod explain;
 mod reach;
 
+use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::runtime;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
-use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::error;
 
 use crate::clock::{OnceAMinute, now};
 use crate::dial::{Dial, Route};
-use crate::failure::{Cause, plain};
 use crate::ids::Name;
-use crate::listener::{Bound, Claim};
+use crate::listener::Claim;
 use crate::local::LocalAddress;
-use crate::metrics::{DatabaseMetrics, Outcome};
-use crate::pgwire::SqlState;
+use crate::metrics::DatabaseMetrics;
 use crate::pump::Limits;
 use crate::settings::plan::DatabasePlan;
-use crate::socket::Socket;
 use crate::socket_table::SocketTable;
-use crate::state::{ClientState, ForwardState};
-use client::Client;
+use crate::state::{ClientRoll, ForwardState};
 use reach::Reach;
 
 /// Clients beyond a limit that are told so at a time; the rest is turned away without a word.
@@ -90,9 +89,17 @@ struct Shared<D> {
     reach: Reach,
     /// Of its clients, as the configuration has them at the moment.
     limits: watch::Sender<Limits>,
+    /// Those that are there, held or carried.
+    clients: Arc<ClientRoll>,
+    /// How many there have been.
+    numbered: AtomicU64,
 }
 
 impl<D: Dial> Shared<D> {
+    fn next_client_id(&self) -> u64 {
+        self.numbered.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     fn plan(&self) -> Arc<DatabasePlan> {
         Arc::clone(&self.route.borrow().plan)
     }
@@ -138,70 +145,65 @@ pub fn new<D: Dial>(parts: Parts<D>) -> (watch::Receiver<ForwardState>, Unit<D>)
     let database = route.borrow().plan.name.clone();
     let state =
         ForwardState { listening: addresses(&claims.borrow()), accepting: true, ..ForwardState::default() };
+    let clients = Arc::clone(&state.clients);
     let (state, receiver) = watch::channel(state);
     let reach = Reach::new(database.clone(), Arc::clone(&metrics), state.clone());
     let turned_away = OnceAMinute::default();
     let limits = watch::Sender::new(limits(&route.borrow().plan));
-    let shared =
-        Arc::new(Shared { database, route, metrics, sockets, state, cut, room, turned_away, reach, limits });
+    let shared = Arc::new(Shared {
+        database,
+        route,
+        metrics,
+        sockets,
+        state,
+        cut,
+        room,
+        turned_away,
+        reach,
+        limits,
+        clients,
+        numbered: AtomicU64::new(0),
+    });
     (receiver, Unit { shared, drain, claims })
 }
 
-impl<D: Dial> Unit<D> {
-    /// Begins to accept from what is claimed at the moment.
-    async fn accept_from(&self, claims: &mut watch::Receiver<Vec<Arc<Claim>>>) -> Bound {
-        loop {
-            let claimed = claims.borrow_and_update().clone();
-            self.shared.state.send_modify(|state| state.listening = addresses(&claimed));
-            match Bound::new(claimed) {
-                Ok(bound) => return bound,
-                Err(error) => {
-                    let (database, hint) = (&self.shared.database, Cause::ClientLimit.hint());
-                    error!(%database, error = plain(&error), hint, "the forward cannot accept clients yet");
-                    sleep(LISTEN_AGAIN_AFTER).await;
-                }
-            }
-        }
-    }
+/// Who accepts at the moment; dropped, it stops.
+struct Accepting {
+    lane: runtime::Handle,
+    _stop: DropGuard,
+}
 
+impl<D: Dial> Unit<D> {
     /// Serves clients until it is told to drain and the last one has gone. May be called again after it broke.
     pub async fn run(&self) {
         let shared = &self.shared;
         let mut claims = self.claims.clone();
-        let mut bound = self.accept_from(&mut claims).await;
-        let roll = shared.state.borrow().clients.clone();
-        let mut clients = JoinSet::new();
-        let mut next_id = 1;
+        let (mut acceptors, mut clients) = (JoinSet::new(), JoinSet::new());
+        let mut accepting = self.accept(&mut acceptors, &mut claims, runtime::Handle::current());
         let mut follow = pin!(shared.follow());
         loop {
-            tokio::select! {
+            let lane = tokio::select! {
                 biased;
                 () = self.drain.cancelled() => break,
-                Some(ended) = clients.join_next() => report_panic(shared, ended),
-                () = &mut follow => {}
-                Ok(()) = claims.changed() => bound = self.accept_from(&mut claims).await,
-                (socket, peer) = bound.accept() => {
-                    // Only a good end is shown as one (`answer::finish`).
-                    socket.reset_on_drop(true);
-                    if roll.len() >= shared.plan().forward.max_clients {
-                        turn_away(shared, &mut clients, socket, "max_clients");
-                        continue;
-                    }
-                    let Ok(place) = Arc::clone(&shared.room.places).try_acquire_owned() else {
-                        turn_away(shared, &mut clients, socket, "the limit of open files, LimitNOFILE");
-                        continue;
-                    };
-                    let entry = roll.enter(Arc::new(ClientState::new(next_id, peer, now())));
-                    next_id += 1;
-                    let client = Client::new(Arc::clone(shared), socket, entry).serve();
-                    clients.spawn(async move {
-                        client.await;
-                        drop(place);
-                    });
+                Some(ended) = clients.join_next() => {
+                    report_panic(shared, ended);
+                    continue;
                 }
-            }
+                Some(accepted) = acceptors.join_next() => {
+                    self.finish(&mut clients, accepted);
+                    continue;
+                }
+                () = &mut follow => continue,
+                Ok(()) = claims.changed() => accepting.lane.clone(),
+                lane = self.better_lane(accepting.lane.id()) => lane,
+            };
+            // The next one is there before the last one goes.
+            accepting = self.accept(&mut acceptors, &mut claims, lane);
         }
-        drop(bound);
+        drop(accepting);
+        while let Some(accepted) = acceptors.join_next().await {
+            self.finish(&mut clients, accepted);
+        }
         shared.state.send_modify(|state| state.accepting = false);
         loop {
             tokio::select! {
@@ -213,6 +215,51 @@ impl<D: Dial> Unit<D> {
             }
         }
     }
+
+    /// Begins to accept on a lane from what is claimed at the moment.
+    fn accept(
+        &self,
+        acceptors: &mut JoinSet<JoinSet<()>>,
+        claims: &mut watch::Receiver<Vec<Arc<Claim>>>,
+        lane: runtime::Handle,
+    ) -> Accepting {
+        let claimed = claims.borrow_and_update().clone();
+        self.shared.state.send_modify(|state| state.listening = addresses(&claimed));
+        let stop = CancellationToken::new();
+        acceptors.spawn_on(acceptor::accept(Arc::clone(&self.shared), claimed, stop.clone()), &lane);
+        Accepting { lane, _stop: stop.drop_guard() }
+    }
+
+    /// Waits until clients had better be accepted elsewhere.
+    async fn better_lane(&self, here: runtime::Id) -> runtime::Handle {
+        let mut route = self.shared.route.clone();
+        loop {
+            let ways = route.borrow_and_update().ways.clone();
+            if let Some(lane) = acceptor::better_lane(here, ways.lanes()) {
+                return lane;
+            }
+            tokio::select! {
+                () = ways.wait_until(|ways| acceptor::better_lane(here, ways.lanes()).is_some()) => {}
+                Ok(()) = route.changed() => {}
+            }
+        }
+    }
+
+    /// The clients of an acceptor that has stopped are served to their end.
+    fn finish(&self, clients: &mut JoinSet<()>, accepted: Result<JoinSet<()>, JoinError>) {
+        let shared = Arc::clone(&self.shared);
+        match accepted {
+            Ok(mut accepted) => drop(clients.spawn(async move {
+                while let Some(ended) = accepted.join_next().await {
+                    report_panic(&shared, ended);
+                }
+            })),
+            // Whoever keeps this unit starts it again.
+            Err(broken) if broken.is_panic() => resume_unwind(broken.into_panic()),
+            // Its lane has ended, and the daemon with it.
+            Err(_) => {}
+        }
+    }
 }
 
 /// Where clients connect.
@@ -220,31 +267,10 @@ fn addresses(claims: &[Arc<Claim>]) -> Vec<LocalAddress> {
     claims.iter().map(|claim| claim.address().clone()).collect()
 }
 
-fn report_panic<D>(shared: &Shared<D>, ended: Result<(), tokio::task::JoinError>) {
+fn report_panic<D>(shared: &Shared<D>, ended: Result<(), JoinError>) {
     if let Err(broken) = ended {
         error!(database = %shared.database, %broken, "a client's task broke; please report this");
     }
-}
-
-/// One client too many: it is told so, unless too many are being told already.
-fn turn_away<D: Dial>(
-    shared: &Arc<Shared<D>>,
-    clients: &mut JoinSet<()>,
-    mut socket: Socket,
-    limit: &'static str,
-) {
-    shared.metrics.connection(Outcome::Limit);
-    let (database, served) = (&shared.database, shared.state.borrow().clients.len());
-    if shared.turned_away.is_due() {
-        let hint = Cause::ClientLimit.hint();
-        warn!(%database, clients = served, limit, hint, "clients are turned away: a limit is reached");
-    }
-    let Ok(turn) = Arc::clone(&shared.room.told).try_acquire_owned() else { return };
-    let text = format!("tunnelkeeper: database \"{database}\" has {served} clients already ({limit})");
-    clients.spawn(async move {
-        answer::refuse(&mut socket, Vec::new(), SqlState::TooManyConnections, &text).await;
-        drop(turn);
-    });
 }
 
 #[cfg(test)]

@@ -58,13 +58,12 @@ enum Listener {
 impl Listener {
     fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<(Socket, Peer)>> {
         Poll::Ready(match self {
-            Self::Tcp(listener) => ready!(listener.poll_accept(context)).map(|(socket, peer)| {
-                tcp::tune(&socket);
-                (Socket::Tcp(socket), Peer::Tcp(peer))
-            }),
+            Self::Tcp(listener) => {
+                ready!(listener.poll_accept(context)).map(|(socket, peer)| (socket.into(), Peer::Tcp(peer)))
+            }
             Self::Unix(listener) => ready!(listener.poll_accept(context)).map(|(socket, _)| {
                 let peer = unix::peer(&socket);
-                (Socket::Unix(socket), peer)
+                (socket.into(), peer)
             }),
         })
     }

@@ -88,7 +88,7 @@ pub struct Bounds {
 /// How carrying a client ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Both directions came to their end.
+    /// Both directions came to their end. The link may not be closed yet.
     Done,
     /// The client went away; what the database still sends is for nobody.
     ClientLeft,
@@ -128,10 +128,9 @@ pub async fn pump<L: Local, S: Seat>(
     let mut uplink = std::pin::pin!(uplink(&mut read, outbound, first, meter));
     let mut downlink = Downlink::new(write, inbound, meter, limits.stall, || seat.blocked_since());
     let mut uplink_ended = false;
-    let mut close_by: Option<Instant> = None;
     let end = loop {
         if uplink_ended && downlink.has_ended() {
-            close_by.get_or_insert(Instant::now() + CLOSE_PATIENCE);
+            break DownlinkEnd::Closed;
         }
         tokio::select! {
             biased;
@@ -151,10 +150,9 @@ pub async fn pump<L: Local, S: Seat>(
                 limits = *bounds.limits.borrow_and_update();
                 downlink.set_stall(limits.stall);
             }
-            () = sleep_until(close_by) => break DownlinkEnd::Closed,
         }
     };
-    let (flushed, ended) = (downlink.is_flushed(), downlink.has_ended());
+    let flushed = downlink.is_flushed();
     // What was not written is for nobody, and must not keep the gate shut.
     inbound.forget();
     let cut = |failure| {
@@ -163,8 +161,6 @@ pub async fn pump<L: Local, S: Seat>(
     };
     match end {
         DownlinkEnd::Closed => Ending::Done,
-        // Both sides had said all they had to say, and only the link's own end was missing.
-        DownlinkEnd::Lost(_) if uplink_ended && ended => Ending::Done,
         DownlinkEnd::Left => Ending::ClientLeft,
         DownlinkEnd::Cut(failure) => cut(failure),
         DownlinkEnd::Lost(failure) => match meter.replayable() {

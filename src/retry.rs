@@ -1,6 +1,7 @@
 //! When a bastion is dialled again: a pure rule from what failed to how long to wait.
 //!
-//! Most failures pass, and are tried again soon. A refused login or host key does not pass by itself and hammering
+//! Most failures pass, and are tried again soon: as long as clients wait, every second at least, since a bastion that is back
+//! for half a minute is of no use to a job that was given up meanwhile. A refused login or host key does not pass by itself and hammering
 //! on it gets an address banned, so after three tries it is asked every five minutes only. A bastion that says it
 //! is busy is left alone for at least ten seconds (sshd's MaxStartups and PerSourcePenalties count attempts).
 
@@ -12,6 +13,8 @@ use crate::failure::{Cause, Phase};
 /// How long a session must have been established to prove that the bastion is well again.
 pub const PROVEN_AFTER: Duration = Duration::from_secs(30);
 
+/// The longest that an attempt is put off while clients wait for it.
+const AWAITED: Duration = Duration::from_secs(1);
 const REFUSED_TRIES: u32 = 3;
 const REFUSED_PACE: Duration = Duration::from_secs(300);
 const BUSY: Bounds = Bounds { min: Duration::from_secs(10), max: Duration::from_secs(120) };
@@ -21,6 +24,8 @@ const BUSY: Bounds = Bounds { min: Duration::from_secs(10), max: Duration::from_
 pub struct Next {
     /// How long to wait before the next attempt.
     pub after: Duration,
+    /// The same while clients wait for it, at most `after`.
+    pub awaited: Duration,
     /// The bastion refuses us: it will not change its mind soon, so no client should wait for it.
     pub refusing: bool,
 }
@@ -52,13 +57,17 @@ impl Retry {
         self.refusals = if is_refusal(cause) { self.refusals.saturating_add(1) } else { 0 };
         self.busy = if cause == Cause::BannerBusy { self.busy.saturating_add(1) } else { 0 };
         if self.refusals >= REFUSED_TRIES {
-            Next { after: REFUSED_PACE.mul_f64(0.9 + 0.2 * random), refusing: true }
+            let after = REFUSED_PACE.mul_f64(0.9 + 0.2 * random);
+            Next { after, awaited: after, refusing: true }
         } else if self.busy > 0 {
-            Next { after: BUSY.ceiling(self.busy).mul_f64(1.0 + 0.2 * random).min(BUSY.max), refusing: false }
+            let after = BUSY.ceiling(self.busy).mul_f64(1.0 + 0.2 * random).min(BUSY.max);
+            Next { after, awaited: after, refusing: false }
         } else {
             // A bastion that has come as far as to refuse us is there again, however long it was away before.
             let failures = if self.refusals > 0 { self.refusals } else { self.failures };
-            Next { after: self.bounds.delay(failures, random), refusing: false }
+            let awaited = Bounds { min: self.bounds.min.min(AWAITED), max: self.bounds.max.min(AWAITED) };
+            let delay = |bounds: Bounds| bounds.delay(failures, random);
+            Next { after: delay(self.bounds), awaited: delay(awaited), refusing: false }
         }
     }
 }
@@ -93,6 +102,17 @@ mod tests {
         let expected = [200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000];
         assert_eq!(waits(&mut retry(), Cause::TcpRefused, 1.0, 10), expected.map(|ms| (ms, false)));
         assert_eq!(waits(&mut retry(), Cause::SessionClosed, 0.0, 2), [(0, false), (0, false)]);
+    }
+
+    #[test]
+    fn clients_that_wait_are_not_kept_waiting_for_the_next_attempt() {
+        let mut retry = retry();
+        let mut awaited = |cause| retry.after(cause, 1.0).awaited.as_millis();
+        let causes =
+            [Cause::TcpRefused, Cause::TcpTimeout, Cause::BannerClosed, Cause::TcpRefused, Cause::DnsFailed];
+        assert_eq!(causes.map(&mut awaited), [200, 400, 800, 1000, 1000]);
+        assert_eq!(awaited(Cause::BannerBusy), 12_000);
+        assert_eq!([Cause::AuthRejected; 3].map(&mut awaited), [200, 400, 330_000]);
     }
 
     #[test]

@@ -181,6 +181,8 @@ pub struct JumpTrouble {
 pub struct SessionLoad {
     /// Clients seated on it.
     pub clients: AtomicUsize,
+    /// Clients that have gone, but for their channels.
+    pub leaving: AtomicUsize,
     /// Bytes taken from the bastion and not yet taken by a client.
     pub backlog: AtomicUsize,
     gate_shut: AtomicBool,
@@ -196,6 +198,11 @@ impl SessionLoad {
     /// Clients seated on it.
     pub fn clients(&self) -> usize {
         self.clients.load(Ordering::Relaxed)
+    }
+
+    /// Whether it carries nothing for a client, not even one that has gone.
+    pub fn is_unused(&self) -> bool {
+        self.clients() == 0 && self.leaving.load(Ordering::Relaxed) == 0
     }
 
     /// Whether its gate lets bytes in.

@@ -6,6 +6,7 @@
 mod certificate;
 mod files;
 pub mod jump;
+mod offer;
 mod pace;
 mod pool;
 
@@ -26,12 +27,14 @@ use crate::session::Hop;
 use crate::settings::plan::BastionPlan;
 use crate::ssh::{BufferMemory, Connection, Inbound, Outbound};
 use crate::state::TunnelState;
+use offer::Offer;
 use pool::Pool;
 
 /// What others ask of a tunnel.
 enum Request {
     Seat(Waiting),
-    SeatNow(Waiting),
+    /// One more session would serve the next client better.
+    Grow,
     ProbeSeat(oneshot::Sender<Option<Seat>>),
     Doubt,
     DialNow,
@@ -49,6 +52,7 @@ struct Waiting {
 #[derive(Clone)]
 pub struct Tunnel {
     requests: mpsc::UnboundedSender<Request>,
+    offer: Arc<Offer>,
     state: watch::Receiver<Arc<TunnelState>>,
 }
 
@@ -99,6 +103,7 @@ pub struct Unit {
     parts: std::sync::Mutex<Parts>,
     leaving: AtomicBool,
     requests: Mutex<mpsc::UnboundedReceiver<Request>>,
+    offer: Arc<Offer>,
     publish: watch::Sender<Arc<TunnelState>>,
 }
 
@@ -107,10 +112,15 @@ pub struct Unit {
 pub fn new(parts: Parts) -> (Tunnel, Unit) {
     let (send, requests) = mpsc::unbounded_channel();
     let (publish, state) = watch::channel(Arc::default());
-    (Tunnel { requests: send, state }, {
-        let (parts, leaving) = (std::sync::Mutex::new(parts), AtomicBool::new(false));
-        Unit { parts, leaving, requests: Mutex::new(requests), publish }
-    })
+    let offer = Arc::<Offer>::default();
+    let unit = Unit {
+        parts: std::sync::Mutex::new(parts),
+        leaving: AtomicBool::new(false),
+        requests: Mutex::new(requests),
+        offer: Arc::clone(&offer),
+        publish,
+    };
+    (Tunnel { requests: send, offer, state }, unit)
 }
 
 impl Unit {
@@ -123,7 +133,7 @@ impl Unit {
     pub async fn run(&self) {
         let mut requests = self.requests.lock().await;
         let stop = self.parts().stop.clone();
-        let mut pool = Pool::new(self.parts().clone(), self.publish.clone());
+        let mut pool = Pool::new(self.parts().clone(), Arc::clone(&self.offer), self.publish.clone());
         if self.leaving.load(Ordering::Relaxed) {
             pool.leave();
         }
@@ -135,7 +145,7 @@ impl Unit {
                 () = pool.event() => {}
                 Some(request) = requests.recv() => match request {
                     Request::Seat(client) => pool.ask_for_seat(client),
-                    Request::SeatNow(client) => pool.ask_for_seat_now(client),
+                    Request::Grow => pool.grow(),
                     Request::ProbeSeat(probe) => drop(probe.send(pool.probe_seat())),
                     Request::Doubt => pool.doubt(),
                     Request::DialNow => pool.dial_now(),
@@ -161,23 +171,34 @@ pub struct Seat {
     connection: Connection,
     session: u64,
     open_timeout: Duration,
-    /// Probes do not count as clients.
-    counted: bool,
+    sitter: Sitter,
+}
+
+/// Who has a seat.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sitter {
+    Client,
+    /// A client of which only the channel is left.
+    Leaving,
+    /// It does not count.
+    Probe,
 }
 
 impl Seat {
-    fn new(connection: &Connection, session: u64, open_timeout: Duration, counted: bool) -> Self {
-        if counted {
+    fn new(connection: &Connection, session: u64, open_timeout: Duration, sitter: Sitter) -> Self {
+        if sitter == Sitter::Client {
             connection.gate().seat();
         }
-        Self { connection: connection.clone(), session, open_timeout, counted }
+        Self { connection: connection.clone(), session, open_timeout, sitter }
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if self.counted {
-            self.connection.gate().unseat();
+        match self.sitter {
+            Sitter::Client => self.connection.gate().unseat(),
+            Sitter::Leaving => self.connection.gate().gone(),
+            Sitter::Probe => {}
         }
     }
 }
@@ -198,6 +219,13 @@ impl dial::Seat for Seat {
         self.connection.open(target, self.open_timeout).await
     }
 
+    fn free(&mut self) {
+        if self.sitter == Sitter::Client {
+            self.connection.gate().leave_seat();
+            self.sitter = Sitter::Leaving;
+        }
+    }
+
     fn is_open(&self) -> bool {
         self.connection.gate().load().gate_open()
     }
@@ -210,10 +238,16 @@ impl dial::Seat for Seat {
 impl Dial for Tunnel {
     type Seat = Seat;
 
-    async fn seat_now(&self, avoid: Option<u64>) -> Option<Seat> {
-        let (send, seat) = oneshot::channel();
-        let _ = self.requests.send(Request::SeatNow(Waiting { seat: send, avoid }));
-        seat.await.ok()
+    fn seat_now(&self, avoid: Option<u64>) -> Option<Seat> {
+        let (seat, grow) = self.offer.take(avoid);
+        if grow {
+            let _ = self.requests.send(Request::Grow);
+        }
+        seat
+    }
+
+    fn lanes(&self) -> Vec<runtime::Handle> {
+        self.offer.lanes()
     }
 
     async fn seat(&self, avoid: Option<u64>) -> Seat {

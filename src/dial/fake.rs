@@ -79,15 +79,21 @@ impl Drop for FakeInbound {
     }
 }
 
-pub(crate) struct FakeOutbound(mpsc::Sender<Sent>);
+pub(crate) struct FakeOutbound {
+    sender: mpsc::Sender<Sent>,
+    ended: bool,
+}
 
 impl Outbound for FakeOutbound {
     async fn send(&mut self, bytes: Bytes) -> Result<(), Gone> {
-        self.0.send(Sent::Data(bytes)).await.map_err(|_| Gone)
+        self.sender.send(Sent::Data(bytes)).await.map_err(|_| Gone)
     }
 
     async fn end(&mut self) -> Result<(), Gone> {
-        self.0.send(Sent::End).await.map_err(|_| Gone)
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
+        self.sender.send(Sent::End).await.map_err(|_| Gone)
     }
 }
 
@@ -96,7 +102,7 @@ pub(crate) fn link() -> (FakeInbound, FakeOutbound, FarEnd) {
     let (arrivals, receive) = mpsc::unbounded_channel();
     let (send, sent) = mpsc::channel(4);
     let inbound = FakeInbound { arrivals: receive, backlog: Arc::default(), held: 0 };
-    (inbound, FakeOutbound(send), FarEnd { arrivals, sent })
+    (inbound, FakeOutbound { sender: send, ended: false }, FarEnd { arrivals, sent })
 }
 
 /// What the bastion answers to the opens of a session.
@@ -130,6 +136,8 @@ impl Seat for FakeSeat {
         }
     }
 
+    fn free(&mut self) {}
+
     fn is_open(&self) -> bool {
         self.blocked_since().is_none()
     }
@@ -157,6 +165,7 @@ struct Inner {
     blocked_since: Arc<Mutex<Option<Instant>>>,
     taken: Arc<AtomicUsize>,
     doubts: AtomicUsize,
+    lanes: Mutex<Vec<tokio::runtime::Handle>>,
     state: watch::Sender<Arc<TunnelState>>,
 }
 
@@ -171,6 +180,7 @@ impl FakeDial {
             blocked_since: Arc::default(),
             taken: Arc::default(),
             doubts: AtomicUsize::new(0),
+            lanes: Mutex::default(),
             state: watch::Sender::default(),
         }));
         dial.set_up(up);
@@ -244,8 +254,12 @@ impl FakeDial {
 impl Dial for FakeDial {
     type Seat = FakeSeat;
 
-    async fn seat_now(&self, _: Option<u64>) -> Option<FakeSeat> {
+    fn seat_now(&self, _: Option<u64>) -> Option<FakeSeat> {
         self.has_seats().then(|| self.seat_now())
+    }
+
+    fn lanes(&self) -> Vec<tokio::runtime::Handle> {
+        self.0.lanes.lock().unwrap().clone()
     }
 
     async fn seat(&self, _: Option<u64>) -> FakeSeat {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::select_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::runtime;
 use tokio::sync::watch;
 
 use super::Dial;
@@ -97,7 +98,7 @@ impl<D: Dial> Ways<D> {
         loop {
             let ranked = self.ranked(avoid);
             for way in ranked.iter().filter(|way| way.up) {
-                if let Some(seat) = way.dial.seat_now(avoid.session_of(way.bastion)).await {
+                if let Some(seat) = way.dial.seat_now(avoid.session_of(way.bastion)) {
                     return (way.bastion.clone(), seat);
                 }
             }
@@ -130,6 +131,13 @@ impl<D: Dial> Ways<D> {
     pub fn best(&self) -> Option<&Name> {
         let ranked = self.ranked(&Avoid::default());
         ranked.into_iter().find(|way| way.up).map(|way| way.bastion)
+    }
+
+    /// The runtimes on which the next client may find its session, if a bastion is up.
+    #[must_use]
+    pub fn lanes(&self) -> Vec<runtime::Handle> {
+        let ranked = self.ranked(&Avoid::default());
+        ranked.into_iter().find(|way| way.up).map(|way| way.dial.lanes()).unwrap_or_default()
     }
 
     /// Something that goes through this bastion failed.

@@ -62,7 +62,7 @@ pub(super) struct Trial {
 /// Connects a client through its seat and carries it. Runs on the session's lane.
 pub(super) async fn carry<D: Dial>(
     shared: &Arc<Shared<D>>,
-    seat: D::Seat,
+    mut seat: D::Seat,
     socket: Socket,
     mut first: FirstBytes,
     entry: &ClientEntry,
@@ -99,16 +99,16 @@ pub(super) async fn carry<D: Dial>(
     if let Ending::Again(first, failure) = ending {
         return Carried::Again(socket, first, failure);
     }
-    if ending == Ending::Done {
-        drop((inbound, outbound, seat));
-        answer::finish(&mut socket).await;
-        return Carried::Over;
-    }
-    // The client is done with; its channel is not yet, and sits on the session until it is.
+    // The client is done with; its channel is not yet, but the next one need not look elsewhere for that.
+    seat.free();
     tokio::spawn(async move {
         pump::abandon(inbound, outbound).await;
         drop(seat);
     });
+    if ending == Ending::Done {
+        answer::finish(&mut socket).await;
+        return Carried::Over;
+    }
     if let Ending::Cut { failure, at_boundary, doing } = ending {
         cut(shared, entry, socket, &failure, at_boundary, doing).await;
     }

@@ -4,6 +4,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::debug;
@@ -64,6 +65,22 @@ struct Turn<S> {
     permit: Option<OwnedSemaphorePermit>,
 }
 
+/// Runs it on its lane, which is mostly the one on which its client was accepted. None once the lane has ended, and the
+/// daemon with it.
+async fn on<T: Send + 'static>(lane: &Handle, task: Pin<Box<dyn Future<Output = T> + Send>>) -> Option<T> {
+    if lane.id() == Handle::current().id() {
+        return Some(task.await);
+    }
+    match lane.spawn(task).await {
+        Ok(result) => Some(result),
+        // A panic on the lane is passed on to whoever watches this task.
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => None,
+        },
+    }
+}
+
 impl<D: Dial> Client<D> {
     pub(super) fn new(shared: Arc<Shared<D>>, socket: Socket, entry: ClientEntry) -> Self {
         let accepted = Instant::now();
@@ -110,19 +127,11 @@ impl<D: Dial> Client<D> {
             };
             let Self { shared, socket, entry, first, .. } = self;
             let (lane, job) = (seat.lane().clone(), Arc::clone(&shared));
-            let on_lane = lane.spawn(async move {
+            let carrying = Box::pin(async move {
                 let carried = carry(&job, seat, socket, first, &entry, &trial, permit).await;
                 (carried, entry)
             });
-            // A panic on the lane is passed on to whoever watches this task.
-            let (carried, entry) = match on_lane.await {
-                Ok(result) => result,
-                Err(error) => match error.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
-                    // The lane has ended, and the daemon with it.
-                    Err(_) => return,
-                },
-            };
+            let Some((carried, entry)) = on(&lane, carrying).await else { return };
             entry.set_held(false);
             entry.client.set_seat(None);
             match carried {

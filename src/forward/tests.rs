@@ -6,11 +6,12 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 use super::*;
 use crate::dial::fake::{FakeDial, FarEnd, Sent};
 use crate::dial::{Arrival, Ways};
-use crate::failure::Failure;
+use crate::failure::{Cause, Failure};
 use crate::ids::{HostPort, Name, Target};
 use crate::listener::Claims;
 use crate::local::LocalAddress;

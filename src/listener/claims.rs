@@ -25,6 +25,9 @@ impl Claim {
     /// A socket that listens.
     pub(super) fn new(socket: Socket, address: LocalAddress, file: Option<SocketFile>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
+        if matches!(address, LocalAddress::Tcp(_)) {
+            tcp::tune(&socket);
+        }
         Ok(Self { file, socket, address })
     }
 

@@ -3,8 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::TcpStream;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{BACKLOG, Claim};
 use crate::failure::plain;
@@ -37,10 +36,10 @@ pub(super) fn explain(error: &io::Error) -> String {
     }
 }
 
-/// Sets up a connection that was accepted.
-pub(super) fn tune(socket: &TcpStream) {
-    let options = SockRef::from(socket);
+/// Sets up what connections inherit from the socket that listens, so that it need not be done for each: no small packet
+/// waits for another, and one whose client is gone is noticed.
+pub(super) fn tune(listener: &Socket) {
     // A kernel that refuses an option serves us less well, but serves.
-    let _ = options.set_tcp_nodelay(true);
-    let _ = options.set_keepalive(true);
+    let _ = listener.set_tcp_nodelay(true);
+    let _ = listener.set_keepalive(true);
 }

@@ -313,7 +313,7 @@ fn halves(shared: &Arc<Shared>, channel: Channel<Msg>) -> (Inbound, Outbound) {
         end: Box::pin(async move { obituary.wait().await }),
         closed: Arc::clone(&closed),
     };
-    (inbound, Outbound { write: Some(write), shared: Arc::clone(shared), closed })
+    (inbound, Outbound { write: Some(write), ended: false, shared: Arc::clone(shared), closed })
 }
 
 /// The receiving half of a channel.
@@ -368,6 +368,7 @@ impl Drop for Inbound {
 /// The sending half of a channel.
 pub struct Outbound {
     write: Option<ChannelWriteHalf<Msg>>,
+    ended: bool,
     shared: Arc<Shared>,
     closed: Arc<AtomicBool>,
 }
@@ -381,6 +382,9 @@ impl dial::Outbound for Outbound {
     }
 
     async fn end(&mut self) -> Result<(), Gone> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
         match &self.write {
             Some(write) => write.eof().await.map_err(|_| Gone),
             None => Err(Gone),

@@ -166,6 +166,17 @@ impl Gate {
         self.reconsider();
     }
 
+    /// A client has left its seat to others, and only its channel is still to be closed.
+    pub fn leave_seat(&self) {
+        self.load.leaving.fetch_add(1, Ordering::AcqRel);
+        self.unseat();
+    }
+
+    /// Its channel is closed as well.
+    pub fn gone(&self) {
+        self.load.leaving.fetch_sub(1, Ordering::AcqRel);
+    }
+
     /// When a byte was received last; at first, when the session began.
     pub fn received(&self) -> Instant {
         self.born + Duration::from_micros(self.received.load(Ordering::Acquire))

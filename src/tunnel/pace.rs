@@ -8,14 +8,17 @@ use crate::retry::{Next, Retry};
 
 pub(super) struct Pace {
     retry: Retry,
-    pub(super) not_before: Instant,
+    not_before: Instant,
+    /// The same while clients wait.
+    awaited: Instant,
     /// The bastion refuses us, and will not change its mind soon.
     pub(super) refusing: bool,
 }
 
 impl Pace {
     pub(super) fn new(bounds: Bounds) -> Self {
-        Self { retry: Retry::new(bounds), not_before: Instant::now(), refusing: false }
+        let now = Instant::now();
+        Self { retry: Retry::new(bounds), not_before: now, awaited: now, refusing: false }
     }
 
     /// Begins anew with other bounds.
@@ -23,10 +26,21 @@ impl Pace {
         *self = Self::new(bounds);
     }
 
+    /// The time of the next dial, which may be `awaited` by clients.
+    pub(super) fn not_before(&self, awaited: bool) -> Instant {
+        if awaited { self.awaited } else { self.not_before }
+    }
+
+    /// The next dial need not wait any longer.
+    pub(super) fn hurry(&mut self) {
+        (self.not_before, self.awaited) = (Instant::now(), Instant::now());
+    }
+
     /// Takes note of a failure, and sets the time of the next dial.
     pub(super) fn after(&mut self, cause: Cause) -> Next {
-        let next = self.retry.after(cause, rand::random());
-        (self.not_before, self.refusing) = (Instant::now() + next.after, next.refusing);
+        let (now, next) = (Instant::now(), self.retry.after(cause, rand::random()));
+        (self.not_before, self.awaited, self.refusing) =
+            (now + next.after, now + next.awaited, next.refusing);
         next
     }
 

@@ -13,8 +13,9 @@ use tracing::{debug, info};
 
 use super::certificate::Certificate;
 use super::files::Files;
+use super::offer::{Offer, Place, Terms, candidate};
 use super::pace::Pace;
-use super::{Parts, Seat, Waiting};
+use super::{Parts, Seat, Sitter, Waiting};
 use crate::backoff::Bounds;
 use crate::clock::now;
 use crate::failure::Cause;
@@ -27,7 +28,7 @@ use crate::state::{SessionPhase, SessionState, TunnelState};
 /// What russh may keep of ended channels before their session is replaced, in bytes.
 const MAX_REMNANTS: usize = 8 << 20;
 
-/// How often the pool is looked after while it could shrink.
+/// How often sessions are looked after.
 const TEND_EVERY: Duration = Duration::from_secs(5);
 /// How often clients are placed anew while all gates are shut.
 const PLACE_EVERY: Duration = Duration::from_millis(100);
@@ -58,18 +59,19 @@ impl Slot {
 
     /// What placement sees of it, once it is established.
     fn candidate(&self) -> Option<Candidate> {
-        let (_, state) = (self.handle.connection()?, self.state());
-        Some(Candidate {
-            id: self.id,
-            usable: state.phase == SessionPhase::Established,
-            gate_open: state.load.gate_open(),
-            clients: state.load.clients(),
-        })
+        self.handle.connection()?;
+        Some(candidate(self.id, &self.state()))
+    }
+
+    fn place(&self) -> Option<Place> {
+        let connection = self.handle.connection()?.clone();
+        Some(Place { id: self.id, connection, state: self.handle.state.clone() })
     }
 }
 
 pub(super) struct Pool {
     parts: Parts,
+    offer: Arc<Offer>,
     publish: watch::Sender<Arc<TunnelState>>,
     slots: Vec<Slot>,
     exits: JoinSet<Exit>,
@@ -121,11 +123,12 @@ fn trusts_anew<'a>(
 }
 
 impl Pool {
-    pub(super) fn new(parts: Parts, publish: watch::Sender<Arc<TunnelState>>) -> Self {
+    pub(super) fn new(parts: Parts, offer: Arc<Offer>, publish: watch::Sender<Arc<TunnelState>>) -> Self {
         let (bounds, files) = (parts.plan.reconnect, Files::of(parts.bastions()));
         let state = TunnelState { down_since: Some(now()), ..TunnelState::default() };
         Self {
             parts,
+            offer,
             publish,
             slots: Vec::new(),
             exits: JoinSet::new(),
@@ -217,20 +220,16 @@ impl Pool {
         }
     }
 
-    /// One that does not wait: it is placed at once, or forgotten.
-    pub(super) fn ask_for_seat_now(&mut self, client: Waiting) {
-        if self.waiting.is_empty() && !self.leaving {
-            self.waiting.push_back(client);
-            self.place_waiting();
-            self.waiting.clear();
-        }
+    /// A client was placed where it would be better off with one more session.
+    pub(super) fn grow(&mut self) {
+        self.grow = true;
     }
 
     /// A place on a session whose gate is open, for a probe.
     pub(super) fn probe_seat(&self) -> Option<Seat> {
         let candidates = self.candidates();
         let best = candidates.iter().filter(|candidate| candidate.usable && candidate.gate_open);
-        self.seat_on(best.min_by_key(|candidate| candidate.clients)?.id, false)
+        self.seat_on(best.min_by_key(|candidate| candidate.clients)?.id, Sitter::Probe)
     }
 
     /// Asks every session whether it lives.
@@ -244,7 +243,7 @@ impl Pool {
     /// Waits no longer for the next attempt.
     pub(super) fn dial_now(&mut self) {
         for pace in [&mut self.recovery, &mut self.growth] {
-            pace.not_before = Instant::now();
+            pace.hurry();
         }
     }
 
@@ -259,9 +258,10 @@ impl Pool {
         let files_at = self.look_at_files();
         let certificate_at = self.look_at_certificate();
         let dial_at = self.dial();
+        self.offer();
         self.publish();
-        let busy = self.slots.len() > self.parts.plan.pool.min || self.slots.iter().any(|slot| slot.retiring);
-        let tend_at = busy.then(|| Instant::now() + TEND_EVERY);
+        // Clients come and go without a word to the pool.
+        let tend_at = (!self.slots.is_empty()).then(|| Instant::now() + TEND_EVERY);
         let place_at = (!self.waiting.is_empty() && self.is_up()).then(|| Instant::now() + PLACE_EVERY);
         let proven_at =
             self.unproven().map(|slot| Instant::from_std(slot.state().since.instant) + PROVEN_AFTER);
@@ -271,6 +271,7 @@ impl Pool {
 
     /// Ends all sessions in good order.
     pub(super) async fn close(mut self) {
+        self.offer.set(None);
         if self.has_left() {
             // Whoever still looks shall not see its last session for ever.
             self.publish();
@@ -301,6 +302,11 @@ impl Pool {
         self.candidates().iter().any(|candidate| candidate.usable)
     }
 
+    /// Clients wait for a session.
+    fn is_awaited(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// The tunnel is up, and not only by what an earlier configuration has left.
     fn is_settled(&self) -> bool {
         self.current().iter().any(|candidate| candidate.usable)
@@ -311,9 +317,9 @@ impl Pool {
         self.slots.iter().any(|slot| slot.state().phase == SessionPhase::Retiring)
     }
 
-    fn seat_on(&self, id: u64, counted: bool) -> Option<Seat> {
+    fn seat_on(&self, id: u64, sitter: Sitter) -> Option<Seat> {
         let slot = self.slots.iter().find(|slot| slot.id == id)?;
-        Some(Seat::new(slot.handle.connection()?, id, self.parts.plan.open_timeout, counted))
+        Some(Seat::new(slot.handle.connection()?, id, self.parts.plan.open_timeout, sitter))
     }
 
     fn place_waiting(&mut self) {
@@ -324,7 +330,7 @@ impl Pool {
             let Placement { seat, grow } =
                 placement::place(&self.candidates(), self.dialling(), self.parts.plan.pool, client.avoid);
             self.grow |= grow;
-            match seat.and_then(|id| self.seat_on(id, true)) {
+            match seat.and_then(|id| self.seat_on(id, Sitter::Client)) {
                 // A client that has left meanwhile gives the seat back by itself.
                 Some(seat) => drop(client.seat.send(seat)),
                 None => {
@@ -334,6 +340,18 @@ impl Pool {
                 }
             }
         }
+    }
+
+    /// Says what those can have who do not wait: nothing, as long as others do.
+    fn offer(&self) {
+        let closed = self.leaving || self.is_awaited();
+        let places = || self.slots.iter().filter(|slot| !slot.retiring).filter_map(Slot::place);
+        self.offer.set((!closed).then(|| Terms {
+            places: places().collect(),
+            dialling: self.dialling(),
+            bounds: self.parts.plan.pool,
+            open_timeout: self.parts.plan.open_timeout,
+        }));
     }
 
     fn unproven(&self) -> impl Iterator<Item = &Slot> {
@@ -400,7 +418,7 @@ impl Pool {
         let mut dispensable = placement::dispensable(&candidates, self.parts.plan.pool);
         for slot in &mut self.slots {
             let established = slot.handle.connection().is_some();
-            let empty = established && slot.handle.state.borrow().load.clients() == 0;
+            let empty = established && slot.handle.state.borrow().load.is_unused();
             slot.empty_since = if empty { Some(slot.empty_since.unwrap_or(now)) } else { None };
             let long_empty = slot.empty_since.is_some_and(|since| now.duration_since(since) >= EMPTY_FOR);
             if (empty && slot.retiring) || (long_empty && dispensable) {
@@ -422,7 +440,8 @@ impl Pool {
             return None;
         }
         let settled = self.is_settled();
-        let not_before = if settled { self.growth.not_before } else { self.recovery.not_before };
+        let pace = if settled { &self.growth } else { &self.recovery };
+        let not_before = pace.not_before(self.is_awaited());
         if Instant::now() < not_before {
             return Some(not_before);
         }

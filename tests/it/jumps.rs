@@ -115,13 +115,6 @@ fn a_stalled_client_on_one_path_leaves_the_others() {
     eventually("the gate shuts", || {
         (!daemon.bastion("prod")["sessions"][0]["gate_open"].as_bool().unwrap()).then_some(())
     });
-    eventually("so does that of the jump before it", || {
-        let shut = |bastion: &str| {
-            let sessions = daemon.bastion(bastion)["sessions"].clone();
-            sessions.as_array().unwrap().iter().any(|session| session["gate_open"] == false)
-        };
-        (shut("middle") || shut("edge")).then_some(())
-    });
     for _ in 0..20 {
         assert_eq!(runtime.block_on(job(daemon.address("near"))), Job::Done);
     }

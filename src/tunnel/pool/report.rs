@@ -47,7 +47,7 @@ impl Pool {
                     "session lost"
                 );
                 // Sessions that are lost together count as one failure of the bastion.
-                if self.is_settled() || Instant::now() >= self.recovery.not_before {
+                if self.is_settled() || Instant::now() >= self.recovery.not_before(self.is_awaited()) {
                     self.schedule(failure.cause);
                 }
                 // What is wrong with the new configuration explains more than how the last of the old one went.
@@ -92,15 +92,17 @@ impl Pool {
 
     /// Decides when the bastion is dialled again.
     fn schedule(&mut self, cause: Cause) -> Instant {
+        let awaited = self.is_awaited();
         if self.is_settled() {
             self.growth.after(cause);
-            return self.growth.not_before;
+            return self.growth.not_before(awaited);
         }
         let at = now();
         self.state.wavering |= !self.is_up();
         let next = self.recovery.after(cause);
-        let not_before = self.recovery.not_before;
-        self.state.next_attempt = Some(Moment { instant: not_before.into_std(), wall: at.wall + next.after });
+        let not_before = self.recovery.not_before(awaited);
+        let after = not_before.into_std().saturating_duration_since(at.instant);
+        self.state.next_attempt = Some(Moment { instant: not_before.into_std(), wall: at.wall + after });
         if next.refusing {
             self.files.watch();
         } else {

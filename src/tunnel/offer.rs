@@ -1,0 +1,82 @@
+//! The seats that can be had at once. A client that finds one asks nobody: the pool says beforehand what there is, and
+//! serves by itself those who have to wait.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime;
+use tokio::sync::watch;
+
+use super::{Seat, Sitter};
+use crate::placement::{self, Candidate, Placement, PoolBounds};
+use crate::ssh::Connection;
+use crate::state::{SessionPhase, SessionState};
+
+/// What the pool has to offer at the moment; nothing at first.
+#[derive(Default)]
+pub(super) struct Offer(Mutex<Option<Terms>>);
+
+/// An offer to those who do not wait.
+pub(super) struct Terms {
+    /// The sessions that are established and not about to go.
+    pub(super) places: Vec<Place>,
+    /// Sessions on their way to be established.
+    pub(super) dialling: usize,
+    /// The key `sessions`.
+    pub(super) bounds: PoolBounds,
+    /// The key `open_timeout`.
+    pub(super) open_timeout: Duration,
+}
+
+/// A session that may take a client.
+pub(super) struct Place {
+    pub(super) id: u64,
+    pub(super) connection: Connection,
+    pub(super) state: watch::Receiver<SessionState>,
+}
+
+impl Place {
+    fn candidate(&self) -> Candidate {
+        candidate(self.id, &self.state.borrow())
+    }
+}
+
+/// A session as placement sees it.
+pub(super) fn candidate(id: u64, state: &SessionState) -> Candidate {
+    Candidate {
+        id,
+        usable: state.phase == SessionPhase::Established,
+        gate_open: state.load.gate_open(),
+        clients: state.load.clients(),
+    }
+}
+
+impl Offer {
+    /// From now on this is to be had, or nothing.
+    pub(super) fn set(&self, terms: Option<Terms>) {
+        *self.lock() = terms;
+    }
+
+    /// A seat, if one is free, and whether the pool should grow.
+    pub(super) fn take(&self, avoid: Option<u64>) -> (Option<Seat>, bool) {
+        let mut offered = self.lock();
+        let Some(terms) = &mut *offered else { return (None, false) };
+        let candidates: Vec<Candidate> = terms.places.iter().map(Place::candidate).collect();
+        let Placement { seat, grow } = placement::place(&candidates, terms.dialling, terms.bounds, avoid);
+        // The pool is asked once, until it says what has become of it.
+        terms.dialling += usize::from(grow);
+        let place = terms.places.iter().find(|place| Some(place.id) == seat);
+        (place.map(|place| Seat::new(&place.connection, place.id, terms.open_timeout, Sitter::Client)), grow)
+    }
+
+    /// The runtimes on which the sessions live.
+    pub(super) fn lanes(&self) -> Vec<runtime::Handle> {
+        let offered = self.lock();
+        let places = offered.iter().flat_map(|terms| &terms.places);
+        places.map(|place| place.connection.lane().clone()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Terms>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
