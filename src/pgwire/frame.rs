@@ -131,14 +131,27 @@ impl Frames {
 /// Passes over the rows that lie whole at the beginning of `bytes`.
 #[inline]
 fn skip_rows(mut bytes: &[u8], is_row: impl Fn(u8) -> bool) -> &[u8] {
-    while let Some(([kind, l0, l1, l2, l3], body)) = bytes.split_first_chunk::<HEADER_LEN>()
-        && is_row(*kind)
+    while let Some((header, body)) = bytes.split_first_chunk::<HEADER_LEN>()
+        && let [kind, l0, l1, l2, l3] = *header
+        && is_row(kind)
     {
-        let len = u32::from_be_bytes([*l0, *l1, *l2, *l3]) as usize;
+        let len = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
         match len.checked_sub(4).and_then(|len| body.get(len..)) {
-            Some(rest) => bytes = rest,
+            Some(rest) => bytes = skip_alike(rest, header, len + 1),
             None => break,
         }
+    }
+    bytes
+}
+
+/// Passes over whole messages that begin with the same header: where each one ends is known before it is read, so that
+/// the processor waits for no length to find the next one. Rows often have the length of the row before.
+#[inline]
+fn skip_alike<'b>(mut bytes: &'b [u8], header: &[u8; HEADER_LEN], len: usize) -> &'b [u8] {
+    while bytes.first_chunk() == Some(header)
+        && let Some(rest) = bytes.get(len..)
+    {
+        bytes = rest;
     }
     bytes
 }
