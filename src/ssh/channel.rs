@@ -373,10 +373,11 @@ pub struct Outbound {
     closed: Arc<AtomicBool>,
 }
 
+// russh's futures are boxed: they are more than a kilobyte each, and a client that is idle sends nothing.
 impl dial::Outbound for Outbound {
     async fn send(&mut self, bytes: Bytes) -> Result<(), Gone> {
         match &self.write {
-            Some(write) => write.data_bytes(bytes).await.map_err(|_| Gone),
+            Some(write) => Box::pin(write.data_bytes(bytes)).await.map_err(|_| Gone),
             None => Err(Gone),
         }
     }
@@ -386,7 +387,7 @@ impl dial::Outbound for Outbound {
             return Ok(());
         }
         match &self.write {
-            Some(write) => write.eof().await.map_err(|_| Gone),
+            Some(write) => Box::pin(write.eof()).await.map_err(|_| Gone),
             None => Err(Gone),
         }
     }
