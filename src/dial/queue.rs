@@ -72,6 +72,11 @@ impl Queue {
             self.pieces.pop_front();
         }
         self.tail.advance(written.min(self.tail.len()));
+        if self.tail.is_empty() {
+            // Where nothing waits, no memory of a burst is kept.
+            self.tail = BytesMut::new();
+            self.pieces.shrink_to(SLICES);
+        }
     }
 }
 
@@ -120,6 +125,18 @@ mod tests {
         queue.push(Bytes::from_static(b"x"));
         queue.push(Bytes::new());
         queue.with_slices(|slices| assert_eq!(slices.len(), 1));
+    }
+
+    #[test]
+    fn a_burst_that_was_passed_on_takes_no_memory() {
+        let mut queue = Queue::default();
+        for _ in 0..1000 {
+            queue.push(Bytes::from(vec![0; SMALL]));
+        }
+        queue.push(Bytes::from_static(b"x"));
+        queue.advance(1000 * SMALL + 1);
+        assert!(queue.is_empty());
+        assert!(queue.pieces.capacity() <= 2 * SLICES && queue.tail.capacity() == 0);
     }
 
     #[test]

@@ -12,6 +12,9 @@ use super::frame::OutOfStep;
 /// The most runs that are kept: 6 KiB.
 const MAX_RUNS: usize = 256;
 
+/// Room for so many is kept while there is none.
+const IDLE_RUNS: usize = 8;
+
 /// What an entry stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -174,6 +177,9 @@ impl Cycles {
             if run.count == 0 {
                 self.runs.pop_front();
             }
+        }
+        if self.runs.is_empty() {
+            self.runs.shrink_to(IDLE_RUNS);
         }
     }
 }
