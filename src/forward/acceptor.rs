@@ -70,11 +70,7 @@ fn admit<D: Dial>(shared: &Arc<Shared<D>>, clients: &mut JoinSet<()>, socket: So
         return turn_away(shared, clients, socket, "the limit of open files, LimitNOFILE");
     };
     let entry = roll.enter(Arc::new(ClientState::new(shared.next_client_id(), peer, now())));
-    let client = Client::new(Arc::clone(shared), socket, entry).serve();
-    clients.spawn(async move {
-        client.await;
-        drop(place);
-    });
+    clients.spawn(Client::new(Arc::clone(shared), socket, entry).serve(place));
 }
 
 /// One client too many: it is told so, unless too many are being told already.

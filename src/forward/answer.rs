@@ -67,7 +67,8 @@ pub(super) async fn finish(socket: &mut Socket) {
     socket.reset_on_drop(false);
     let farewell = async {
         if socket.shutdown().await.is_ok() {
-            let (mut block, mut forgotten) = ([0; 4 << 10], 0);
+            // On the heap: in the future it would be part of what each client takes, from its beginning to its end.
+            let (mut block, mut forgotten) = (vec![0; 4 << 10], 0);
             while let Ok(read) = socket.read(&mut block).await
                 && read > 0
                 && forgotten < FORGOTTEN

@@ -77,7 +77,7 @@ pub(super) async fn carry<D: Dial>(
         return Carried::Over;
     };
     let asked = Instant::now();
-    let opened = open(shared, trial, &seat, &mut socket, &mut first).await;
+    let opened = Box::pin(open(shared, trial, &seat, &mut socket, &mut first)).await;
     drop(permit);
     let (mut inbound, mut outbound) = match opened {
         Ok(Ok(link)) => link,
@@ -106,11 +106,11 @@ pub(super) async fn carry<D: Dial>(
         drop(seat);
     });
     if ending == Ending::Done {
-        answer::finish(&mut socket).await;
+        Box::pin(answer::finish(&mut socket)).await;
         return Carried::Over;
     }
     if let Ending::Cut { failure, at_boundary, doing } = ending {
-        cut(shared, entry, socket, &failure, at_boundary, doing).await;
+        Box::pin(cut(shared, entry, socket, &failure, at_boundary, doing)).await;
     }
     Carried::Over
 }

@@ -1,4 +1,7 @@
 //! One client from its acceptance to its end: waits for a seat as often as it takes, and says why where none comes.
+//!
+//! What is over soon, or comes only in the end, is boxed here and in [`super::carry`]: a client holds the memory of its
+//! whole future for as long as it is there, and there may be thousands that are idle.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -104,17 +107,19 @@ impl<D: Dial> Client<D> {
         }
     }
 
-    pub(super) async fn serve(self) {
+    /// Serves it to its end; `place` is its own in the process.
+    pub(super) async fn serve(self, place: OwnedSemaphorePermit) {
         let (shared, accepted) = (Arc::clone(&self.shared), self.accepted);
         self.serve_to_its_end().await;
         shared.metrics.duration.observe(accepted.elapsed());
+        drop(place);
     }
 
     async fn serve_to_its_end(mut self) {
         loop {
-            let Turn { bastion, seat, permit } = match self.wait().await {
+            let Turn { bastion, seat, permit } = match Box::pin(self.wait()).await {
                 Ok(turn) => turn,
-                Err(unserved) => return self.leave_unserved(unserved).await,
+                Err(unserved) => return Box::pin(self.leave_unserved(unserved)).await,
             };
             let session = seat.session();
             self.entry.client.set_seat(Some((bastion.clone(), session)));
@@ -142,7 +147,7 @@ impl<D: Dial> Client<D> {
                 }
                 Carried::Unserved(socket, first, unserved) => {
                     self = Self { shared, socket, entry, first, ..self };
-                    return self.leave_unserved(unserved).await;
+                    return Box::pin(self.leave_unserved(unserved)).await;
                 }
             }
         }
