@@ -105,7 +105,7 @@ pub enum Arrival {
 
 /// The receiving half of a link.
 pub trait Inbound: Send + 'static {
-    /// Waits for the next arrival. After `Closed` or `Lost` it must not be asked again.
+    /// Waits for the next arrival. `Closed` and `Lost` come again whenever it is asked again.
     fn poll_arrival(&mut self, context: &mut Context<'_>) -> Poll<Arrival>;
 
     /// So many of the arrived bytes have been passed on, and no longer occupy memory.

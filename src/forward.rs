@@ -197,7 +197,7 @@ impl<D: Dial> Unit<D> {
                 Ok(()) = claims.changed() => accepting.lane.clone(),
                 lane = self.better_lane(accepting.lane.id()) => lane,
             };
-            // The next one is there before the last one goes.
+            // Clients that come in between wait in the kernel.
             accepting = self.accept(&mut acceptors, &mut claims, lane);
         }
         drop(accepting);
@@ -225,8 +225,9 @@ impl<D: Dial> Unit<D> {
     ) -> Accepting {
         let claimed = claims.borrow_and_update().clone();
         self.shared.state.send_modify(|state| state.listening = addresses(&claimed));
-        let stop = CancellationToken::new();
-        acceptors.spawn_on(acceptor::accept(Arc::clone(&self.shared), claimed, stop.clone()), &lane);
+        let stop = self.drain.child_token();
+        let acceptor = acceptor::accept(Arc::clone(&self.shared), self.claims.clone(), stop.clone());
+        acceptors.spawn_on(acceptor, &lane);
         Accepting { lane, _stop: stop.drop_guard() }
     }
 

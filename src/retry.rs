@@ -1,7 +1,7 @@
 //! When a bastion is dialled again: a pure rule from what failed to how long to wait.
 //!
-//! Most failures pass, and are tried again soon: as long as clients wait, every second at least, since a bastion that is back
-//! for half a minute is of no use to a job that was given up meanwhile. A refused login or host key does not pass by itself and hammering
+//! Most failures pass, and are tried again soon. A bastion that could not be reached is tried every second at least while
+//! clients wait: that it has been back for half a minute is of no use to a job that was given up meanwhile. A refused login or host key does not pass by itself and hammering
 //! on it gets an address banned, so after three tries it is asked every five minutes only. A bastion that says it
 //! is busy is left alone for at least ten seconds (sshd's MaxStartups and PerSourcePenalties count attempts).
 
@@ -65,10 +65,21 @@ impl Retry {
         } else {
             // A bastion that has come as far as to refuse us is there again, however long it was away before.
             let failures = if self.refusals > 0 { self.refusals } else { self.failures };
-            let awaited = Bounds { min: self.bounds.min.min(AWAITED), max: self.bounds.max.min(AWAITED) };
-            let delay = |bounds: Bounds| bounds.delay(failures, random);
-            Next { after: delay(self.bounds), awaited: delay(awaited), refusing: false }
+            let after = self.bounds.delay(failures, random);
+            let soon = Bounds { max: self.bounds.max.min(AWAITED.max(self.bounds.min)), ..self.bounds };
+            let awaited = if is_absence(cause) { soon.delay(failures, random) } else { after };
+            Next { after, awaited, refusing: false }
         }
+    }
+}
+
+/// Nobody was there yet: whoever asks again burdens no sshd.
+fn is_absence(cause: Cause) -> bool {
+    match cause.phase() {
+        Phase::Dns | Phase::Banner => true,
+        // A command may cost anything.
+        Phase::Tcp => cause != Cause::TcpProxyCommandFailed,
+        _ => false,
     }
 }
 
@@ -112,7 +123,10 @@ mod tests {
             [Cause::TcpRefused, Cause::TcpTimeout, Cause::BannerClosed, Cause::TcpRefused, Cause::DnsFailed];
         assert_eq!(causes.map(&mut awaited), [200, 400, 800, 1000, 1000]);
         assert_eq!(awaited(Cause::BannerBusy), 12_000);
+        assert_eq!(awaited(Cause::AuthClosed), 12_800);
         assert_eq!([Cause::AuthRejected; 3].map(&mut awaited), [200, 400, 330_000]);
+        let patient = Bounds { min: Duration::from_secs(10), max: Duration::from_secs(300) };
+        assert_eq!(Retry::new(patient).after(Cause::TcpRefused, 1.0).awaited, patient.min);
     }
 
     #[test]

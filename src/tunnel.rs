@@ -27,7 +27,7 @@ use crate::session::Hop;
 use crate::settings::plan::BastionPlan;
 use crate::ssh::{BufferMemory, Connection, Inbound, Outbound};
 use crate::state::TunnelState;
-use offer::Offer;
+use offer::{Offer, Withdrawal};
 use pool::Pool;
 
 /// What others ask of a tunnel.
@@ -38,8 +38,8 @@ enum Request {
     ProbeSeat(oneshot::Sender<Option<Seat>>),
     Doubt,
     DialNow,
-    Change(Arc<BastionPlan>, Arc<[Hop]>),
-    Leave,
+    Change(Arc<BastionPlan>, Arc<[Hop]>, Withdrawal),
+    Leave(Withdrawal),
 }
 
 /// A client that waits for a seat.
@@ -89,12 +89,13 @@ impl Tunnel {
     /// The configuration has changed. Sessions that would be made in another way now serve until a new one is
     /// established, or no longer where the daemon trusts something else now, and finish their clients.
     pub fn change(&self, plan: Arc<BastionPlan>, jumps: Arc<[Hop]>) {
-        let _ = self.requests.send(Request::Change(plan, jumps));
+        // No client shall meet a session that is not trusted any more, however late the pool hears of it.
+        let _ = self.requests.send(Request::Change(plan, jumps, self.offer.withdraw()));
     }
 
     /// The bastion is not wanted any more: its sessions finish their clients, and the unit ends with the last.
     pub fn leave(&self) {
-        let _ = self.requests.send(Request::Leave);
+        let _ = self.requests.send(Request::Leave(self.offer.withdraw()));
     }
 }
 
@@ -149,12 +150,12 @@ impl Unit {
                     Request::ProbeSeat(probe) => drop(probe.send(pool.probe_seat())),
                     Request::Doubt => pool.doubt(),
                     Request::DialNow => pool.dial_now(),
-                    Request::Change(plan, jumps) => {
+                    Request::Change(plan, jumps, _withdrawal) => {
                         let parts = Parts { plan, jumps, ..self.parts().clone() };
                         *self.parts() = parts.clone();
                         pool.change(parts);
                     }
-                    Request::Leave => {
+                    Request::Leave(_withdrawal) => {
                         self.leaving.store(true, Ordering::Relaxed);
                         pool.leave();
                     }

@@ -45,17 +45,30 @@ impl FarEnd {
 
 pub(crate) struct FakeInbound {
     arrivals: mpsc::UnboundedReceiver<Arrival>,
+    closed: bool,
+    lost: Option<Failure>,
     pub(crate) backlog: Arc<AtomicUsize>,
     held: usize,
 }
 
 impl Inbound for FakeInbound {
     fn poll_arrival(&mut self, context: &mut Context<'_>) -> Poll<Arrival> {
+        if self.closed {
+            return Poll::Ready(Arrival::Closed);
+        }
+        if let Some(failure) = &self.lost {
+            return Poll::Ready(Arrival::Lost(failure.clone()));
+        }
         match self.arrivals.poll_recv(context) {
             Poll::Ready(Some(arrival)) => {
-                if let Arrival::Data(bytes) = &arrival {
-                    self.held += bytes.len();
-                    self.backlog.fetch_add(bytes.len(), Ordering::SeqCst);
+                match &arrival {
+                    Arrival::Data(bytes) => {
+                        self.held += bytes.len();
+                        self.backlog.fetch_add(bytes.len(), Ordering::SeqCst);
+                    }
+                    Arrival::End => {}
+                    Arrival::Closed => self.closed = true,
+                    Arrival::Lost(failure) => self.lost = Some(failure.clone()),
                 }
                 Poll::Ready(arrival)
             }
@@ -101,7 +114,8 @@ impl Outbound for FakeOutbound {
 pub(crate) fn link() -> (FakeInbound, FakeOutbound, FarEnd) {
     let (arrivals, receive) = mpsc::unbounded_channel();
     let (send, sent) = mpsc::channel(4);
-    let inbound = FakeInbound { arrivals: receive, backlog: Arc::default(), held: 0 };
+    let inbound =
+        FakeInbound { arrivals: receive, closed: false, lost: None, backlog: Arc::default(), held: 0 };
     (inbound, FakeOutbound { sender: send, ended: false }, FarEnd { arrivals, sent })
 }
 

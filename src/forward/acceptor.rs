@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use tokio::runtime;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -21,18 +22,20 @@ use crate::pgwire::SqlState;
 use crate::socket::Socket;
 use crate::state::ClientState;
 
-/// Accepts from `claims` until it is stopped. Returns the clients that it has accepted and that are still there.
+/// Accepts from what is claimed until it is stopped, or claimed by somebody else. Returns the clients that it has accepted and that are still there.
 pub(super) async fn accept<D: Dial>(
     shared: Arc<Shared<D>>,
-    claims: Vec<Arc<Claim>>,
+    mut claims: watch::Receiver<Vec<Arc<Claim>>>,
     stop: CancellationToken,
 ) -> JoinSet<()> {
     let mut clients = JoinSet::new();
     let accepting = async {
-        let mut bound = bind(&shared, &claims).await;
+        let claimed = claims.borrow_and_update().clone();
+        let mut bound = bind(&shared, &claimed).await;
         loop {
             tokio::select! {
                 biased;
+                Ok(()) = claims.changed() => return,
                 Some(ended) = clients.join_next() => report_panic(&shared, ended),
                 (socket, peer) = bound.accept() => admit(&shared, &mut clients, socket, peer),
             }

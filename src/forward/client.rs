@@ -175,7 +175,8 @@ impl<D: Dial> Client<D> {
             self.rounds += 1;
             // Those who failed together shall not come back together.
             let wait = OPEN_AGAIN.ceiling(self.rounds).mul_f64(0.75 + 0.25 * rand::random::<f64>());
-            let failed = std::mem::take(&mut self.avoid.tried);
+            let mut failed = std::mem::take(&mut self.avoid.tried);
+            failed.retain(|bastion| self.shared.reach.has_failed(bastion));
             self.pause = Some(Pause { until: Instant::now() + wait, failed });
         }
         self.failed_opens += 1;

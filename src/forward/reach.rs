@@ -67,6 +67,11 @@ impl Reach {
             state.wait_for(|state| tried.iter().any(|bastion| !state.failing.contains_key(bastion))).await;
     }
 
+    /// Whether it is known of this bastion that it does not connect clients.
+    pub(super) fn has_failed(&self, bastion: &Name) -> bool {
+        self.state.borrow().failing.contains_key(bastion)
+    }
+
     /// The bastions that have failed others, except where it is time that somebody tries one again.
     pub(super) fn failing(&self) -> Vec<Name> {
         let now = Instant::now();

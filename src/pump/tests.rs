@@ -297,6 +297,15 @@ async fn a_link_that_nobody_wants_any_more_is_left_in_good_order() {
     abandoned.await.unwrap();
     assert_eq!(backlog.load(Ordering::SeqCst), 0);
 
+    for over in [Arrival::Closed, lost()] {
+        let (mut inbound, outbound, far) = link();
+        far.arrive(over);
+        poll_fn(|context| inbound.poll_arrival(context)).await;
+        let started = Instant::now();
+        abandon(inbound, outbound).await;
+        assert_eq!(started.elapsed(), Duration::ZERO, "a link that is over was waited for");
+    }
+
     let (inbound, outbound, far) = link();
     let started = Instant::now();
     abandon(inbound, outbound).await;

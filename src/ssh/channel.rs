@@ -311,6 +311,7 @@ fn halves(shared: &Arc<Shared>, channel: Channel<Msg>) -> (Inbound, Outbound) {
         gate: Arc::clone(&shared.gate),
         held: 0,
         end: Box::pin(async move { obituary.wait().await }),
+        lost: None,
         closed: Arc::clone(&closed),
     };
     (inbound, Outbound { write: Some(write), ended: false, shared: Arc::clone(shared), closed })
@@ -323,12 +324,20 @@ pub struct Inbound {
     /// Bytes handed out and not yet passed on.
     held: usize,
     end: Pin<Box<dyn Future<Output = Failure> + Send>>,
+    /// What `end` has come to.
+    lost: Option<Failure>,
     closed: Arc<AtomicBool>,
 }
 
 impl dial::Inbound for Inbound {
     fn poll_arrival(&mut self, context: &mut Context<'_>) -> Poll<Arrival> {
         loop {
+            if self.closed.load(Ordering::Acquire) {
+                return Poll::Ready(Arrival::Closed);
+            }
+            if let Some(failure) = &self.lost {
+                return Poll::Ready(Arrival::Lost(failure.clone()));
+            }
             let message = std::pin::pin!(self.read.wait()).poll(context);
             let arrival = match message {
                 Poll::Ready(Some(ChannelMsg::Data { data })) => {
@@ -343,7 +352,10 @@ impl dial::Inbound for Inbound {
                 }
                 Poll::Ready(Some(_)) => continue,
                 // Data that came before the end is delivered before it.
-                Poll::Ready(None) | Poll::Pending => Arrival::Lost(ready!(self.end.as_mut().poll(context))),
+                Poll::Ready(None) | Poll::Pending => {
+                    self.lost = Some(ready!(self.end.as_mut().poll(context)));
+                    continue;
+                }
             };
             return Poll::Ready(arrival);
         }
@@ -383,13 +395,13 @@ impl dial::Outbound for Outbound {
     }
 
     async fn end(&mut self) -> Result<(), Gone> {
-        if std::mem::replace(&mut self.ended, true) {
+        if self.ended {
             return Ok(());
         }
-        match &self.write {
-            Some(write) => Box::pin(write.eof()).await.map_err(|_| Gone),
-            None => Err(Gone),
-        }
+        let write = self.write.as_ref().ok_or(Gone)?;
+        Box::pin(write.eof()).await.map_err(|_| Gone)?;
+        self.ended = true;
+        Ok(())
     }
 }
 

@@ -74,7 +74,9 @@ impl BufferMemory {
     }
 
     fn wake_all(&self) {
-        lock(&self.gates).iter().filter_map(Weak::upgrade).for_each(|gate| gate.wake());
+        // One that is dropped here for the last time may want the lock for itself.
+        let gates: Vec<_> = lock(&self.gates).iter().filter_map(Weak::upgrade).collect();
+        gates.iter().for_each(|gate| gate.wake());
     }
 
     fn give_back(&self, bytes: usize) {

@@ -1,7 +1,7 @@
 //! The seats that can be had at once. A client that finds one asks nobody: the pool says beforehand what there is, and
 //! serves by itself those who have to wait.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime;
@@ -14,7 +14,23 @@ use crate::state::{SessionPhase, SessionState};
 
 /// What the pool has to offer at the moment; nothing at first.
 #[derive(Default)]
-pub(super) struct Offer(Mutex<Option<Terms>>);
+pub(super) struct Offer(Mutex<Offered>);
+
+#[derive(Default)]
+struct Offered {
+    terms: Option<Terms>,
+    /// How many have withdrawn whatever the pool says.
+    withdrawn: usize,
+}
+
+/// As long as it lives there is nothing to be had: the pool is about to hear what it does not know yet.
+pub(super) struct Withdrawal(Arc<Offer>);
+
+impl Drop for Withdrawal {
+    fn drop(&mut self) {
+        self.0.lock().withdrawn -= 1;
+    }
+}
 
 /// An offer to those who do not wait.
 pub(super) struct Terms {
@@ -35,17 +51,23 @@ pub(super) struct Place {
     pub(super) state: watch::Receiver<SessionState>,
 }
 
-impl Place {
-    fn candidate(&self) -> Candidate {
-        candidate(self.id, &self.state.borrow())
+impl Offered {
+    fn available(&mut self) -> Option<&mut Terms> {
+        self.terms.as_mut().filter(|_| self.withdrawn == 0)
     }
 }
 
-/// A session as placement sees it.
-pub(super) fn candidate(id: u64, state: &SessionState) -> Candidate {
+impl Place {
+    fn candidate(&self) -> Candidate {
+        candidate(self.id, &self.connection, &self.state.borrow())
+    }
+}
+
+/// A session as placement sees it. That it has ended is known before the pool hears of it.
+pub(super) fn candidate(id: u64, connection: &Connection, state: &SessionState) -> Candidate {
     Candidate {
         id,
-        usable: state.phase == SessionPhase::Established,
+        usable: state.phase == SessionPhase::Established && connection.end().is_none(),
         gate_open: state.load.gate_open(),
         clients: state.load.clients(),
     }
@@ -54,13 +76,21 @@ pub(super) fn candidate(id: u64, state: &SessionState) -> Candidate {
 impl Offer {
     /// From now on this is to be had, or nothing.
     pub(super) fn set(&self, terms: Option<Terms>) {
-        *self.lock() = terms;
+        self.lock().terms = terms;
+    }
+
+    /// Nothing is to be had from now on, whatever the pool says meanwhile.
+    pub(super) fn withdraw(self: &Arc<Self>) -> Withdrawal {
+        let mut offered = self.lock();
+        offered.withdrawn += 1;
+        offered.terms = None;
+        Withdrawal(Arc::clone(self))
     }
 
     /// A seat, if one is free, and whether the pool should grow.
     pub(super) fn take(&self, avoid: Option<u64>) -> (Option<Seat>, bool) {
         let mut offered = self.lock();
-        let Some(terms) = &mut *offered else { return (None, false) };
+        let Some(terms) = offered.available() else { return (None, false) };
         let candidates: Vec<Candidate> = terms.places.iter().map(Place::candidate).collect();
         let Placement { seat, grow } = placement::place(&candidates, terms.dialling, terms.bounds, avoid);
         // The pool is asked once, until it says what has become of it.
@@ -71,12 +101,12 @@ impl Offer {
 
     /// The runtimes on which the sessions live.
     pub(super) fn lanes(&self) -> Vec<runtime::Handle> {
-        let offered = self.lock();
-        let places = offered.iter().flat_map(|terms| &terms.places);
+        let mut offered = self.lock();
+        let places = offered.available().into_iter().flat_map(|terms| &terms.places);
         places.map(|place| place.connection.lane().clone()).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Terms>> {
+    fn lock(&self) -> MutexGuard<'_, Offered> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,6 @@
 //! The sessions of one bastion, and the clients that wait for a seat on one.
 
+mod change;
 mod report;
 
 use std::collections::VecDeque;
@@ -16,13 +17,11 @@ use super::files::Files;
 use super::offer::{Offer, Place, Terms, candidate};
 use super::pace::Pace;
 use super::{Parts, Seat, Sitter, Waiting};
-use crate::backoff::Bounds;
 use crate::clock::now;
 use crate::failure::Cause;
-use crate::placement::{self, Candidate, EMPTY_FOR, Placement, PoolBounds};
+use crate::placement::{self, Candidate, EMPTY_FOR, Placement};
 use crate::retry::PROVEN_AFTER;
 use crate::session::{self, Command, Exit, Handle};
-use crate::settings::plan::BastionPlan;
 use crate::state::{SessionPhase, SessionState, TunnelState};
 
 /// What russh may keep of ended channels before their session is replaced, in bytes.
@@ -59,8 +58,12 @@ impl Slot {
 
     /// What placement sees of it, once it is established.
     fn candidate(&self) -> Option<Candidate> {
-        self.handle.connection()?;
-        Some(candidate(self.id, &self.state()))
+        Some(candidate(self.id, self.handle.connection()?, &self.state()))
+    }
+
+    /// It is established, and carries nothing for a client.
+    fn is_unused(&self) -> bool {
+        self.handle.connection().is_some() && self.handle.state.borrow().load.is_unused()
     }
 
     fn place(&self) -> Option<Place> {
@@ -96,30 +99,11 @@ pub(super) struct Pool {
     leaving: bool,
 }
 
-/// What decides how a session is made; the rest applies to those that exist.
-fn dialled(plan: &BastionPlan) -> BastionPlan {
-    BastionPlan {
-        keepalive_interval: Duration::ZERO,
-        keepalive_timeout: Duration::ZERO,
-        connect_timeout: Duration::ZERO,
-        open_timeout: Duration::ZERO,
-        pool: PoolBounds { min: 1, max: 1 },
-        reconnect: Bounds { min: Duration::ZERO, max: Duration::ZERO },
-        ..plan.clone()
+impl Drop for Pool {
+    /// Its sessions go with it.
+    fn drop(&mut self) {
+        self.offer.set(None);
     }
-}
-
-/// Whether any of the bastions is to be trusted for another reason: then no client shall meet one that was trusted
-/// for the reason before.
-fn trusts_anew<'a>(
-    before: impl Iterator<Item = &'a BastionPlan>,
-    mut after: impl Iterator<Item = &'a BastionPlan>,
-) -> bool {
-    let before: Vec<&BastionPlan> = before.collect();
-    let differs = |plan: &BastionPlan| {
-        before.iter().any(|before| before.name == plan.name && before.trust != plan.trust)
-    };
-    after.any(differs)
 }
 
 impl Pool {
@@ -148,44 +132,12 @@ impl Pool {
         }
     }
 
-    /// Goes on with another configuration.
-    pub(super) fn change(&mut self, parts: Parts) {
-        let way = |parts: &Parts| parts.bastions().map(dialled).collect::<Vec<_>>();
-        let anew = way(&self.parts) != way(&parts);
-        let at_once = trusts_anew(self.parts.bastions(), parts.bastions());
-        self.parts = parts;
-        let plan = Arc::clone(&self.parts.plan);
-        for pace in [&mut self.recovery, &mut self.growth] {
-            pace.restart(plan.reconnect);
-        }
-        for slot in &self.slots {
-            let (interval, timeout) = (plan.keepalive_interval, plan.keepalive_timeout);
-            let _ = slot.handle.commands.send(Command::Keepalive { interval, timeout });
-        }
-        if anew {
-            self.files = Files::of(self.parts.bastions());
-            self.outdate(at_once);
-            // What was wrong with the way before says nothing of the new one.
-            (self.state.last_failure, self.warned) = (None, None);
-            (self.state.next_attempt, self.state.public_key) = (None, None);
-            self.state.jumps.clear();
-        }
-    }
-
-    /// The sessions are not made as they would be now. They take clients until one is there that is, or not even that.
-    fn outdate(&mut self, at_once: bool) {
-        for slot in &mut self.slots {
-            slot.outdated = true;
-        }
-        self.retire(|slot| at_once || slot.handle.connection().is_none());
-        self.changing = at_once && self.state.is_up();
-    }
-
     /// Makes no more sessions, and gives no more seats.
     pub(super) fn leave(&mut self) {
         self.leaving = true;
         self.waiting.clear();
         self.retire(|_| true);
+        self.offer();
     }
 
     /// It has left, and its last session has ended.
@@ -222,7 +174,9 @@ impl Pool {
 
     /// A client was placed where it would be better off with one more session.
     pub(super) fn grow(&mut self) {
-        self.grow = true;
+        // The pool may have grown since.
+        let next = placement::place(&self.candidates(), self.dialling(), self.parts.plan.pool, None);
+        self.grow |= next.grow;
     }
 
     /// A place on a session whose gate is open, for a probe.
@@ -255,6 +209,8 @@ impl Pool {
         let steady_at = self.steady();
         self.replace_heavy();
         self.shrink();
+        self.offer();
+        self.close_retired();
         let files_at = self.look_at_files();
         let certificate_at = self.look_at_certificate();
         let dial_at = self.dial();
@@ -411,21 +367,27 @@ impl Pool {
         }
     }
 
-    /// Closes sessions that are not needed any more.
+    /// Retires sessions that are not needed any more.
     fn shrink(&mut self) {
         let now = Instant::now();
         let candidates = self.candidates();
         let mut dispensable = placement::dispensable(&candidates, self.parts.plan.pool);
         for slot in &mut self.slots {
-            let established = slot.handle.connection().is_some();
-            let empty = established && slot.handle.state.borrow().load.is_unused();
+            let empty = slot.is_unused();
             slot.empty_since = if empty { Some(slot.empty_since.unwrap_or(now)) } else { None };
             let long_empty = slot.empty_since.is_some_and(|since| now.duration_since(since) >= EMPTY_FOR);
-            if (empty && slot.retiring) || (long_empty && dispensable) {
+            if long_empty && dispensable {
                 slot.retiring = true;
                 dispensable = false;
-                let _ = slot.handle.commands.send(Command::Close);
             }
+        }
+    }
+
+    /// Closes sessions that have retired and finished their clients. They are not on offer any more, so that nobody takes
+    /// a seat on one at this moment.
+    fn close_retired(&self) {
+        for slot in self.slots.iter().filter(|slot| slot.retiring && slot.is_unused()) {
+            let _ = slot.handle.commands.send(Command::Close);
         }
     }
 
