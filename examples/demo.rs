@@ -272,7 +272,13 @@ impl Machine {
         client_key.write_openssh_file(identity, LineEnding::LF)?;
         let guard = Guard { client_key: client_key.public_key().clone(), database };
         let fingerprint = host_key.fingerprint(HashAlg::Sha256).to_string();
-        let config = server::Config { keys: vec![host_key], nodelay: true, ..server::Config::default() };
+        let config = server::Config {
+            keys: vec![host_key],
+            nodelay: true,
+            // The first question of a login is what there is to log in with; sshd does not make us wait for the answer either.
+            auth_rejection_time_initial: Some(Duration::ZERO),
+            ..server::Config::default()
+        };
         Ok(Self { address: ANY_PORT, fingerprint, config: Arc::new(config), guard, runtime: None })
     }
 
