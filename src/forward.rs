@@ -16,7 +16,6 @@ use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use tokio::runtime;
 use tokio::sync::{Semaphore, watch};
@@ -38,9 +37,6 @@ use reach::Reach;
 
 /// Clients beyond a limit that are told so at a time; the rest is turned away without a word.
 pub const MAX_TOLD: usize = 64;
-
-/// How long to wait when the system has no descriptors left for a listener.
-const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Room for the clients of all forwards: each takes a descriptor of the process, which has other uses for some.
 #[derive(Clone, Debug)]
@@ -236,11 +232,11 @@ impl<D: Dial> Unit<D> {
         let mut route = self.shared.route.clone();
         loop {
             let ways = route.borrow_and_update().ways.clone();
-            if let Some(lane) = acceptor::better_lane(here, ways.lanes()) {
+            if let Some(lane) = better_lane(here, ways.lanes()) {
                 return lane;
             }
             tokio::select! {
-                () = ways.wait_until(|ways| acceptor::better_lane(here, ways.lanes()).is_some()) => {}
+                () = ways.wait_until(|ways| better_lane(here, ways.lanes()).is_some()) => {}
                 Ok(()) = route.changed() => {}
             }
         }
@@ -261,6 +257,14 @@ impl<D: Dial> Unit<D> {
             Err(_) => {}
         }
     }
+}
+
+/// Whether clients had better be accepted on another lane than `here`: the one to go to, if so.
+fn better_lane(here: runtime::Id, lanes: Vec<runtime::Handle>) -> Option<runtime::Handle> {
+    if lanes.iter().any(|lane| lane.id() == here) {
+        return None;
+    }
+    lanes.into_iter().next()
 }
 
 /// Where clients connect.

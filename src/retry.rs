@@ -1,7 +1,8 @@
 //! When a bastion is dialled again: a pure rule from what failed to how long to wait.
 //!
 //! Most failures pass, and are tried again soon. A bastion that could not be reached is tried every second at least while
-//! clients wait: that it has been back for half a minute is of no use to a job that was given up meanwhile. A refused login or host key does not pass by itself and hammering
+//! clients wait: that it has been back for half a minute is of no use to a job that was given up meanwhile. A refused
+//! login or host key does not pass by itself and hammering
 //! on it gets an address banned, so after three tries it is asked every five minutes only. A bastion that says it
 //! is busy is left alone for at least ten seconds (sshd's MaxStartups and PerSourcePenalties count attempts).
 
@@ -73,7 +74,7 @@ impl Retry {
     }
 }
 
-/// Nobody was there yet: whoever asks again burdens no sshd.
+/// As far as one can tell nobody was there yet, so that asking again is a burden to nobody.
 fn is_absence(cause: Cause) -> bool {
     match cause.phase() {
         Phase::Dns | Phase::Banner => true,

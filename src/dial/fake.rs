@@ -180,6 +180,7 @@ struct Inner {
     taken: Arc<AtomicUsize>,
     doubts: AtomicUsize,
     lanes: Mutex<Vec<tokio::runtime::Handle>>,
+    asked_on: Mutex<Option<tokio::runtime::Id>>,
     state: watch::Sender<Arc<TunnelState>>,
 }
 
@@ -195,6 +196,7 @@ impl FakeDial {
             taken: Arc::default(),
             doubts: AtomicUsize::new(0),
             lanes: Mutex::default(),
+            asked_on: Mutex::default(),
             state: watch::Sender::default(),
         }));
         dial.set_up(up);
@@ -206,6 +208,17 @@ impl FakeDial {
         self.0.state.send_modify(|state| Arc::make_mut(state).uptime.set(up, now));
         self.0.up.store(up, Ordering::SeqCst);
         self.0.changed.notify_waiters();
+    }
+
+    /// Its sessions live there from now on.
+    pub(crate) fn move_to(&self, lane: tokio::runtime::Handle) {
+        *self.0.lanes.lock().unwrap() = vec![lane];
+        self.0.state.send_modify(|_| {});
+    }
+
+    /// The runtime of whoever asked for a seat last.
+    pub(crate) fn asked_on(&self) -> Option<tokio::runtime::Id> {
+        *self.0.asked_on.lock().unwrap()
     }
 
     /// It has failed lately, or has proved well again.
@@ -269,6 +282,7 @@ impl Dial for FakeDial {
     type Seat = FakeSeat;
 
     fn seat_now(&self, _: Option<u64>) -> Option<FakeSeat> {
+        *self.0.asked_on.lock().unwrap() = Some(tokio::runtime::Handle::current().id());
         self.has_seats().then(|| self.seat_now())
     }
 

@@ -2,8 +2,8 @@
 //! its first moment on, and nobody has to be woken for it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::client::Client;
-use super::{LISTEN_AGAIN_AFTER, Shared, answer, report_panic};
+use super::{Shared, answer, report_panic};
 use crate::clock::now;
 use crate::dial::Dial;
 use crate::failure::{Cause, plain};
@@ -22,7 +22,11 @@ use crate::pgwire::SqlState;
 use crate::socket::Socket;
 use crate::state::ClientState;
 
-/// Accepts from what is claimed until it is stopped, or claimed by somebody else. Returns the clients that it has accepted and that are still there.
+/// How long to wait when the system has no descriptors left for a listener.
+const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Accepts from what is claimed until it is stopped, or claimed by somebody else. Returns the clients that it has
+/// accepted and that are still there.
 pub(super) async fn accept<D: Dial>(
     shared: Arc<Shared<D>>,
     mut claims: watch::Receiver<Vec<Arc<Claim>>>,
@@ -95,12 +99,4 @@ fn turn_away<D: Dial>(
         answer::refuse(&mut socket, Vec::new(), SqlState::TooManyConnections, &text).await;
         drop(turn);
     });
-}
-
-/// Whether clients had better be accepted on another lane than `here`: the one to go to, if so.
-pub(super) fn better_lane(here: runtime::Id, lanes: Vec<runtime::Handle>) -> Option<runtime::Handle> {
-    if lanes.iter().any(|lane| lane.id() == here) {
-        return None;
-    }
-    lanes.into_iter().next()
 }

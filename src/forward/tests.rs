@@ -13,6 +13,7 @@ use crate::dial::fake::{FakeDial, FarEnd, Sent};
 use crate::dial::{Arrival, Ways};
 use crate::failure::{Cause, Failure};
 use crate::ids::{HostPort, Name, Target};
+use crate::lanes::Lanes;
 use crate::listener::Claims;
 use crate::local::LocalAddress;
 use crate::metrics::Metrics;
@@ -200,6 +201,40 @@ async fn a_held_client_that_leaves_frees_its_place() {
     drop(client);
     case.held(0).await;
     case.outcome("gone").await;
+}
+
+#[tokio::test]
+async fn clients_are_accepted_where_their_session_lives() {
+    let lanes = Lanes::start(2).unwrap();
+    let (one, other) = (lanes.lease().unwrap(), lanes.lease().unwrap());
+    let case = Case::new(true, usual());
+    let mut early = case.connect().await;
+    let mut far_of_early = case.dial.answer();
+    early.write_all(b"early").await.unwrap();
+    assert_eq!(far_of_early.hear(5).await, b"early");
+    for lane in [&one, &other] {
+        case.dial.move_to(lane.handle.clone());
+        // It need not have moved by the time that the first one comes, but each is served.
+        let until = Instant::now() + Duration::from_secs(10);
+        while case.dial.asked_on() != Some(lane.handle.id()) {
+            assert!(Instant::now() < until, "clients are still accepted elsewhere");
+            let mut far = case.dial.answer();
+            let mut client = case.connect().await;
+            client.write_all(b"late").await.unwrap();
+            assert_eq!(far.hear(4).await, b"late");
+            drop(client);
+            far.arrive(Arrival::Closed);
+            eventually(|| case.state.borrow().clients.len() == 1).await;
+        }
+    }
+    far_of_early.say(b"still here");
+    let mut heard = [0; 10];
+    early.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"still here");
+    case.drain.cancel();
+    eventually(|| !case.state.borrow().accepting).await;
+    case.cut.cancel();
+    case.life.await.unwrap();
 }
 
 #[tokio::test]
