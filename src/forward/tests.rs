@@ -1,3 +1,4 @@
+mod many;
 mod several;
 
 use std::time::{Duration, Instant};
