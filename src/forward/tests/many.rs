@@ -6,7 +6,7 @@ use super::*;
 #[tokio::test]
 async fn ten_thousand_clients_leave_no_task_behind() {
     let case = Case::new(true, usual());
-    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let tasks = || runtime::Handle::current().metrics().num_alive_tasks();
     eventually(|| tasks() == 2).await;
     for client_first in [true, false] {
         for _ in 0..5_000 {
