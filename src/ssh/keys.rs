@@ -98,13 +98,17 @@ fn decode(path: &Path, text: &str, passphrase: Option<&Secret>) -> Result<Privat
             Cause::AuthPassphrase,
             format!("the private key {} is encrypted, and no `identity_passphrase` is set", path.display()),
         )),
-        (true, Some(passphrase)) => decode_secret_key(text, Some(passphrase.expose())).map_err(|_| {
+        (true, Some(passphrase)) => decode_secret_key(text, Some(passphrase.expose())).map_err(|error| {
+            if is_short(&error) {
+                return short(path);
+            }
             Failure::new(
                 Cause::AuthPassphrase,
                 format!("the private key {} does not open with `identity_passphrase`", path.display()),
             )
         }),
         (false, _) if is_public(text) => Err(is_the_public_half(path)),
+        (false, _) if is_short(&error) => Err(short(path)),
         (false, _) => Err(unreadable(path, format!("is not a private key in any known format: {error}"))),
     }
 }
@@ -123,6 +127,18 @@ fn is_encrypted(text: &str) -> bool {
 fn is_unsupported_encryption(text: &str) -> bool {
     let legacy = text.lines().find_map(|line| line.strip_prefix("DEK-Info: "));
     legacy.is_some_and(|info| !info.starts_with("AES-128-CBC,") || !text.contains("BEGIN RSA PRIVATE KEY"))
+}
+
+/// OpenSSH stores a nistp256 key whose number begins with a zero byte (one in 256 does) without that byte, and
+/// ssh-key 0.7 does not take it so; PKCS#8 keeps it.
+fn is_short(error: &russh::keys::Error) -> bool {
+    use russh::keys::ssh_key::{Error, encoding};
+    matches!(error, russh::keys::Error::SshKey(Error::Encoding(encoding::Error::Length)))
+}
+
+fn short(path: &Path) -> Failure {
+    unreadable(path, "has a number of a length that cannot be read, as one in 256 keys of the kind ecdsa has")
+        .with_hint(format!("convert it, it stays the same key: ssh-keygen -p -m PKCS8 -f {}", path.display()))
 }
 
 /// Makes an Ed25519 key and its `.pub` beside it. The directory is made too; all take the owner of the directory

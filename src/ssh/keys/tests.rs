@@ -181,3 +181,43 @@ fn an_encrypted_key_needs_its_passphrase() {
     assert!(!refused.to_string().contains("hunter2"));
     assert!(open("sesame").is_ok());
 }
+
+/// What a key of the kind ecdsa looks like whose number is a byte shorter than others.
+const SHORT: &str = "\
+b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAaAAAABNlY2RzYS
+1zaGEyLW5pc3RwMjU2AAAACG5pc3RwMjU2AAAAQQTLAFidFm9GK3Pr8S8OQVbKLWUUd/YT
+YoQuBprFer5UBAvG6laFJYnjyVftMaojzDoYZIF/Bl9ozv+wU2MZyTp2AAAAmHZoBbF2aA
+WxAAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBMsAWJ0Wb0Yrc+vx
+Lw5BVsotZRR39hNihC4GmsV6vlQEC8bqVoUliePJV+0xqiPMOhhkgX8GX2jO/7BTYxnJOn
+YAAAAfI8JlVJTsKdeD6wi1kacqvRF3i++QfJUnMmiEMHfYBwAAAAFj";
+
+#[test]
+fn a_short_number_is_explained_and_the_way_out_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    let label = "OPENSSH PRIVATE KEY";
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&key).unwrap();
+    write!(file, "-----BEGIN {label}-----\n{SHORT}\n-----END {label}-----\n").unwrap();
+    let convert = |passphrase: &[&str]| {
+        let status = std::process::Command::new("ssh-keygen")
+            .args(["-q", "-p", "-f"])
+            .arg(&key)
+            .args(passphrase)
+            .stdout(std::process::Stdio::null())
+            .status();
+        assert!(status.unwrap().success());
+    };
+    let explained = |failure: Failure| {
+        assert_eq!(failure.cause, Cause::AuthIdentityUnreadable);
+        assert!(failure.detail().contains("has a number of a length that cannot be read"), "{failure:?}");
+        let hint = failure.hint();
+        assert!(hint.ends_with(&format!("ssh-keygen -p -m PKCS8 -f {}", key.display())), "{hint}");
+    };
+    let secret = Secret::new("open sesame".to_owned());
+    explained(failure(&key));
+    convert(&["-P", "", "-N", "open sesame"]);
+    let plan = plan(IdentityPlan::Files(vec![key.clone()]));
+    explained(load_identities(&plan, Some(&secret)).err().unwrap());
+    convert(&["-P", "open sesame", "-N", "open sesame", "-m", "PKCS8"]);
+    assert!(load_identities(&plan, Some(&secret)).is_ok());
+}

@@ -145,13 +145,18 @@ impl Daemon {
         *self.metrics().get(series).unwrap_or_else(|| panic!("there is no series {series}"))
     }
 
-    /// The log's events so far with this message.
+    /// The log's events so far with this message. The log may be behind what status and metrics say.
     pub fn events(&self, message: &str) -> Vec<Value> {
         self.log.lock().unwrap().iter().filter(|event| event["message"] == message).cloned().collect()
     }
 
     pub fn wait_event(&self, message: &str) -> Value {
-        eventually(&format!("the log says \"{message}\""), || self.events(message).into_iter().next())
+        self.wait_event_where(message, |_| true)
+    }
+
+    pub fn wait_event_where(&self, message: &str, matches: impl Fn(&Value) -> bool) -> Value {
+        let what = format!("the log says \"{message}\"");
+        eventually(&what, || self.events(message).into_iter().find(&matches))
     }
 
     /// Everything it has printed.
