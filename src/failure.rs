@@ -228,7 +228,7 @@ pub fn one_line(text: &str, max: usize) -> String {
     let mut line: String = text
         .trim()
         .chars()
-        .map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') { ' ' } else { c })
+        .map(|c| if c.is_control() || steers_layout(c) { ' ' } else { c })
         .take(max + 1)
         .collect();
     if line.chars().count() > max {
@@ -236,6 +236,12 @@ pub fn one_line(text: &str, max: usize) -> String {
         line.push('…');
     }
     line
+}
+
+/// Line separators, and what turns the direction of the text behind it (Unicode annex 9): with it a name could make a
+/// line read as another.
+fn steers_layout(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -261,6 +267,7 @@ mod tests {
     fn a_peer_cannot_forge_a_line() {
         let failure = Failure::new(Cause::BannerNotSsh, "hello\r\nERROR everything is fine\u{1b}[2J");
         assert_eq!(failure.to_string(), "banner not_ssh: hello  ERROR everything is fine [2J");
+        assert_eq!(one_line("pg\u{202e}pmud\u{2066} \u{200f}|", 20), "pg pmud   |");
     }
 
     #[test]

@@ -110,3 +110,30 @@ impl Offer {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_to_be_had_until_all_withdrawals_have_ended() {
+        let offer = Arc::new(Offer::default());
+        let terms = || {
+            let bounds = PoolBounds { min: 1, max: 1 };
+            Terms { places: vec![], dialling: 0, bounds, open_timeout: Duration::ZERO }
+        };
+        let is_open = || offer.lock().available().is_some();
+        assert!(!is_open(), "the pool has said nothing yet");
+        offer.set(Some(terms()));
+        assert!(is_open());
+        drop(offer.withdraw());
+        assert!(!is_open(), "the pool has not spoken since");
+        let (first, second) = (offer.withdraw(), offer.withdraw());
+        // The pool may speak before it has heard of either.
+        offer.set(Some(terms()));
+        drop(first);
+        assert!(!is_open(), "one of two has ended");
+        drop(second);
+        assert!(is_open());
+    }
+}

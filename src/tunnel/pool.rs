@@ -214,6 +214,7 @@ impl Pool {
         let files_at = self.look_at_files();
         let certificate_at = self.look_at_certificate();
         let dial_at = self.dial();
+        self.announce(dial_at);
         self.offer();
         self.publish();
         // Clients come and go without a word to the pool.
@@ -438,7 +439,6 @@ impl Pool {
             proven: false,
             empty_since: None,
         });
-        self.state.next_attempt = None;
         self.dirty = true;
         None
     }

@@ -1,11 +1,12 @@
 //! An outage of the bastion refuses no job.
 
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::support::client::{Job, connect, job};
-use crate::support::{Bastion, Daemon, PATIENCE, Postgres, eventually, runtime, tunnel};
+use crate::support::{Bastion, Daemon, PATIENCE, Postgres, eventually, free_port, runtime, tunnel};
 
 #[test]
 fn sshd_killed_and_started_again_under_a_stream_of_clients() {
@@ -186,11 +187,29 @@ fn a_database_that_swallows_every_attempt_is_not_drowned_in_them() {
     let failed = "client_connections_total{database=\"analytics\",outcome=\"open_failed\"}";
     assert_eq!(daemon.metric(failed), 30.0);
     // Who leaves meanwhile is noticed.
-    drop(std::net::TcpStream::connect(address).unwrap());
+    drop(TcpStream::connect(address).unwrap());
     eventually("nobody is there", || {
         let database = daemon.database("analytics");
         (database["clients_active"] == 0 && database["clients_held"] == 0).then_some(())
     });
+}
+
+#[test]
+fn when_a_bastion_is_tried_again_is_shown_as_clients_come_and_leave() {
+    let bastion = Bastion::start();
+    let database = Postgres::shared().unprobed_section("analytics", "prod");
+    let daemon = Daemon::start(&format!("{}{database}", bastion.section("prod", free_port())));
+    let next_attempt_in = || {
+        let next = daemon.bastion("prod")["next_attempt"].as_str()?.to_owned();
+        humantime::parse_rfc3339(&next).unwrap().duration_since(SystemTime::now()).ok()
+    };
+    let is_far = || next_attempt_in().filter(|wait| *wait > Duration::from_secs(4));
+    let next = eventually("nobody waits", is_far);
+    let client = TcpStream::connect(daemon.address("analytics")).unwrap();
+    eventually("it is tried for a client", || next_attempt_in().filter(|wait| wait.as_secs() < 1));
+    assert!(is_far().is_none(), "it was to be tried in {next:?}");
+    drop(client);
+    eventually("nobody waits any more", is_far);
 }
 
 /// Who runs this test, and so its clients.

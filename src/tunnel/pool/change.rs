@@ -57,7 +57,7 @@ impl Pool {
             self.outdate(at_once);
             // What was wrong with the way before says nothing of the new one.
             (self.state.last_failure, self.warned) = (None, None);
-            (self.state.next_attempt, self.state.public_key) = (None, None);
+            self.state.public_key = None;
             self.state.jumps.clear();
         }
         self.offer();

@@ -97,18 +97,27 @@ impl Pool {
             self.growth.after(cause);
             return self.growth.not_before(awaited);
         }
-        let at = now();
         self.state.wavering |= !self.is_up();
         let next = self.recovery.after(cause);
-        let not_before = self.recovery.not_before(awaited);
-        let after = not_before.into_std().saturating_duration_since(at.instant);
-        self.state.next_attempt = Some(Moment { instant: not_before.into_std(), wall: at.wall + after });
         if next.refusing {
             self.files.watch();
         } else {
             self.files.forget();
         }
-        not_before
+        self.recovery.not_before(awaited)
+    }
+
+    /// Lets people see when the bastion is tried again, which clients that come and leave may change.
+    pub(super) fn announce(&mut self, dial_at: Option<Instant>) {
+        let next = dial_at.filter(|_| !self.is_settled()).map(Instant::into_std);
+        if self.state.next_attempt.map(|moment| moment.instant) != next {
+            let Moment { instant, wall } = now();
+            let moment = |next: std::time::Instant| Moment {
+                instant: next,
+                wall: wall + next.saturating_duration_since(instant),
+            };
+            (self.state.next_attempt, self.dirty) = (next.map(moment), true);
+        }
     }
 
     /// One warning when a bastion begins to fail in a new way, and a reminder now and then.
@@ -174,7 +183,7 @@ impl Pool {
         }
         if settled {
             self.recovery.refusing = false;
-            (self.state.public_key, self.state.next_attempt) = (None, None);
+            self.state.public_key = None;
             self.state.jumps.clear();
             self.files.forget();
         }
