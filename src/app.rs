@@ -1,6 +1,7 @@
 //! The daemon from its configuration to its end: binds everything, starts it, waits to be told to stop.
 
 mod reload;
+mod service;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,6 +31,7 @@ use crate::signals::{self, Request};
 use crate::snapshot::Stamp;
 use crate::ssh::BufferMemory;
 use crate::supervisor::{self, Supervisor};
+use crate::systemd;
 use crate::telemetry::Telemetry;
 
 /// Listeners, runtimes, standard streams, and files while they are read.
@@ -174,7 +176,10 @@ impl Daemon {
         surroundings: &Surroundings,
         telemetry: &Telemetry,
     ) {
+        systemd::ready().await;
+        let service = tokio::spawn(service::report(Arc::clone(&self.board), self.supervisor.pulse()));
         until_stopped(&mut signals, async || self.reload(surroundings, telemetry).await).await;
+        systemd::stopping().await;
         let hurry = CancellationToken::new();
         let second = async {
             while let Some(Request::Reload) = signals.recv().await {}
@@ -185,6 +190,7 @@ impl Daemon {
             () = self.end(hurry.clone()) => {}
             () = second => {}
         }
+        service.abort();
     }
 
     /// Ends the daemon in good order; at once when there is a `hurry`.

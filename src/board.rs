@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
+use crate::failure::Cause;
 use crate::ids::Name;
 use crate::settings::plan::{BastionPlan, DatabasePlan, TlsPlan};
 use crate::snapshot::{
@@ -27,6 +28,17 @@ pub enum Stage {
     Ready,
     /// It takes no new clients and will end.
     Draining,
+}
+
+impl Stage {
+    /// Why it is not ready, if it is not.
+    fn remark(self) -> Option<&'static str> {
+        match self {
+            Self::Starting => Some("starting: not all listeners are bound yet"),
+            Self::Ready => None,
+            Self::Draining => Some("draining: the daemon was told to stop"),
+        }
+    }
 }
 
 struct BastionUnit {
@@ -125,12 +137,33 @@ impl Board {
         }
     }
 
+    /// What else there is to say of the daemon: that it stops, or that a newer configuration was refused.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<String> {
+        let units = self.lock();
+        units.stage.remark().map(str::to_owned).into_iter().chain(units.configuration.warning()).collect()
+    }
+
+    /// Every tunnel that is down, with what failed last, and how many are up. Cheaper than a snapshot.
+    #[must_use]
+    pub fn tunnels(&self) -> (usize, Vec<(Name, Option<Cause>)>) {
+        let (mut up, mut down) = (0, Vec::new());
+        for (name, unit) in &self.lock().bastions {
+            let tunnel = unit.tunnel.borrow();
+            if tunnel.is_up() {
+                up += 1;
+            } else {
+                down.push((
+                    name.clone(),
+                    tunnel.last_failure.as_ref().map(|incident| incident.failure.cause),
+                ));
+            }
+        }
+        (up, down)
+    }
+
     fn daemon(&self, units: &Units) -> Daemon {
-        let not_ready_because = match units.stage {
-            Stage::Starting => vec!["starting: not all listeners are bound yet".to_owned()],
-            Stage::Ready => Vec::new(),
-            Stage::Draining => vec!["draining: the daemon was told to stop".to_owned()],
-        };
+        let not_ready_because: Vec<String> = units.stage.remark().map(str::to_owned).into_iter().collect();
         Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

@@ -40,6 +40,11 @@ impl Lanes {
         Ok(Self { lanes, stop })
     }
 
+    /// Where to spawn on each lane.
+    pub fn handles(&self) -> impl Iterator<Item = &Handle> {
+        self.lanes.iter().map(|lane| &lane.handle)
+    }
+
     /// A place on the lane with the fewest sessions.
     #[must_use]
     pub fn lease(&self) -> Option<LaneLease> {

@@ -6,7 +6,7 @@
 //! know each other (words may). Values go down as arguments, knowledge comes up through `watch` channels and returned exits.
 //! Each outside crate has one door: only `ssh` names russh, only `postgres` tokio-postgres, only `metrics`
 //! prometheus, only `http` and `client` hyper, only `signals` signal-hook, only `settings` config, only
-//! `telemetry` tracing-subscriber, only `listener` sd-listen-fds. A test reads `src/` and enforces all of this.
+//! `telemetry` tracing-subscriber, only `listener` sd-listen-fds, only `systemd` sd-notify. A test reads `src/` and enforces all of this.
 //!
 //! ```text
 //! files, environment ─► settings (Plan) ─► supervisor ─► tunnel ─► session ─► ssh ⇄ bastion
@@ -57,6 +57,7 @@ pub mod signals;
 pub mod socket_table;
 pub mod ssh;
 pub mod stamps;
+pub mod systemd;
 
 // Floor 5: one SSH connection from dial to exit.
 pub mod session;

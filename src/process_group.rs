@@ -22,8 +22,10 @@ impl ProcessGroup {
             .split_first()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it names no program"))?;
         let mut command = Command::new(program);
-        // They are about descriptors that it does not get.
-        for variable in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+        // They are about descriptors that it does not get, and a service manager that it has nothing to say to.
+        for variable in
+            ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"]
+        {
             command.env_remove(variable);
         }
         command.args(arguments).stdin(input).stdout(Stdio::piped()).stderr(errors);

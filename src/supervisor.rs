@@ -6,6 +6,7 @@
 mod bastions;
 mod databases;
 mod keep;
+mod pulse;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -28,6 +29,7 @@ use crate::ssh::BufferMemory;
 use crate::state::ClientRoll;
 use bastions::RunningBastion;
 use databases::RunningDatabase;
+pub use pulse::Pulse;
 
 /// How long units may take to end once nothing keeps them.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -68,6 +70,7 @@ pub struct Supervisor {
     forwards: JoinSet<()>,
     /// The clients of every forward, those of databases that were removed and still drain included.
     rolls: Vec<Weak<ClientRoll>>,
+    pulse: Pulse,
     others: JoinSet<()>,
     drain: CancellationToken,
     cut: CancellationToken,
@@ -78,8 +81,10 @@ impl Supervisor {
     /// Nothing runs yet.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let pulse = Pulse::new(Arc::clone(&parts.lanes));
         Self {
             parts,
+            pulse,
             sockets: Arc::default(),
             bastions: BTreeMap::new(),
             databases: BTreeMap::new(),
@@ -100,7 +105,14 @@ impl Supervisor {
         self.remove_databases(plan);
         self.remove_bastions(plan);
         self.tell_jumps();
+        self.pulse.set_tunnels(self.tunnels());
         self.forget_ended();
+    }
+
+    /// What tells whether all of it makes progress.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// What ended after it was removed leaves nothing behind.

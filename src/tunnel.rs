@@ -38,6 +38,7 @@ enum Request {
     ProbeSeat(oneshot::Sender<Option<Seat>>),
     Doubt,
     DialNow,
+    Pulse(oneshot::Sender<()>),
     Change(Arc<BastionPlan>, Arc<[Hop]>, Withdrawal),
     Leave(Withdrawal),
 }
@@ -84,6 +85,14 @@ impl Tunnel {
     /// Whoever knows that the bastion was mended need not wait for the next attempt.
     pub fn dial_now(&self) {
         let _ = self.requests.send(Request::DialNow);
+    }
+
+    /// Waits until the tunnel's loop has come round, or has ended: one that hangs never answers.
+    pub async fn pulse(&self) {
+        let (send, answer) = oneshot::channel();
+        if self.requests.send(Request::Pulse(send)).is_ok() {
+            let _ = answer.await;
+        }
     }
 
     /// The configuration has changed. Sessions that would be made in another way now serve until a new one is
@@ -150,6 +159,7 @@ impl Unit {
                     Request::ProbeSeat(probe) => drop(probe.send(pool.probe_seat())),
                     Request::Doubt => pool.doubt(),
                     Request::DialNow => pool.dial_now(),
+                    Request::Pulse(answer) => drop(answer.send(())),
                     Request::Change(plan, jumps, _withdrawal) => {
                         let parts = Parts { plan, jumps, ..self.parts().clone() };
                         *self.parts() = parts.clone();

@@ -13,6 +13,7 @@ use crate::ids::Name;
 use crate::settings::plan::{DatabasePlan, Plan};
 use crate::settings::{self, Problem, Settings, Surroundings};
 use crate::snapshot::Stamp;
+use crate::systemd;
 use crate::telemetry::Telemetry;
 
 impl Daemon {
@@ -20,6 +21,7 @@ impl Daemon {
     /// attempt: whoever asks for this may have mended something that no file shows.
     pub(super) async fn reload(&mut self, surroundings: &Surroundings, telemetry: &Telemetry) {
         let at = Stamp(SystemTime::now());
+        systemd::reloading().await;
         match self.prepare(surroundings).await {
             Ok((settings, claims)) => {
                 settings.notes.iter().for_each(warn_of);
@@ -37,6 +39,7 @@ impl Daemon {
             }
         }
         self.supervisor.dial_now();
+        systemd::ready().await;
     }
 
     /// Everything that can fail.

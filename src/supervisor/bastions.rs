@@ -1,5 +1,6 @@
 //! The tunnels: one for each bastion that databases are reached through, and word of those that are only gone through.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -115,6 +116,14 @@ impl Supervisor {
             Part::Jump { .. } => None,
         };
         Ways::new(plan.bastions.iter().filter_map(way).collect())
+    }
+
+    pub(super) fn tunnels(&self) -> BTreeMap<Name, Tunnel> {
+        let tunnel = |(name, running): (&Name, &RunningBastion)| match &running.part {
+            Part::Tunnel(tunnel) => Some((name.clone(), tunnel.clone())),
+            Part::Jump { .. } => None,
+        };
+        self.bastions.iter().filter_map(tunnel).collect()
     }
 
     pub(super) fn remove_bastions(&mut self, plan: &Plan) {

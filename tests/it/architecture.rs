@@ -9,7 +9,7 @@ use std::process::Command;
 const MAX_LINES: usize = 500;
 
 /// Outside crates that only some modules may name.
-const DOORS: [(&str, &[&str]); 9] = [
+const DOORS: [(&str, &[&str]); 10] = [
     ("russh", &["ssh"]),
     ("tokio_postgres", &["postgres"]),
     ("prometheus", &["metrics"]),
@@ -19,6 +19,7 @@ const DOORS: [(&str, &[&str]); 9] = [
     ("tracing_subscriber", &["telemetry"]),
     ("clap", &["cli"]),
     ("sd_listen_fds", &["listener"]),
+    ("sd_notify", &["systemd"]),
 ];
 
 /// What the floors below the settings must not touch.

@@ -38,6 +38,7 @@ mod passwords;
 mod queries;
 mod reload;
 mod secrets;
+mod service;
 mod sockets;
 mod stalled;
 mod surfaces;
