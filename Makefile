@@ -1,9 +1,17 @@
 # Everything a contributor needs; CI runs `make test`.
 
-.PHONY: build demo test prepare lint unit integration story bench fuzz audit
+.PHONY: build deb demo test test-system prepare lint unit integration story bench fuzz audit
 
 build:
 	TUNNELKEEPER_REVISION="$$(git describe --always --dirty 2>/dev/null)" cargo build --locked --release
+
+# A Debian package, in target/debian.
+deb: build
+	cargo deb --version >/dev/null 2>&1 || cargo install --locked --quiet cargo-deb
+	mkdir -p target/deb
+	target/release/tunnelkeeper man | gzip -9n > target/deb/tunnelkeeper.1.gz
+	for shell in bash zsh fish; do target/release/tunnelkeeper completions $$shell > target/deb/tunnelkeeper.$$shell || exit; done
+	cargo deb --locked --no-build --quiet
 
 # Half a minute that shows what it is for: nothing to install, nothing left behind.
 demo:
@@ -26,6 +34,11 @@ unit:
 # They mostly wait, so more of them run at a time than there are cores.
 integration:
 	cargo test --locked --quiet --test it -- --test-threads 4
+
+# The package in a Debian that boots systemd, as an operator uses it. Needs root.
+test-system: deb
+	@tests/prepare debootstrap:debootstrap systemd-nspawn:systemd-container systemd-analyze:systemd
+	cargo test --locked --quiet --test system
 
 # The demo goes through its story by itself when there is no terminal.
 story:
