@@ -5,18 +5,19 @@
 
 use std::io::{self, IsTerminal};
 
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layered, SubscriberExt};
 use tracing_subscriber::reload::{self, Handle};
-use tracing_subscriber::{EnvFilter, Layer, Registry};
+use tracing_subscriber::{Layer, Registry};
 
 use crate::settings::plan::{LogFormat, LogPlan};
 
-type Filtered = Layered<reload::Layer<EnvFilter, Registry>, Registry>;
+type Filtered = Layered<reload::Layer<Targets, Registry>, Registry>;
 type Lines = Box<dyn Layer<Filtered> + Send + Sync>;
 
 /// What is logged, and how, for as long as the process lives.
 pub struct Telemetry {
-    filter: Handle<EnvFilter, Registry>,
+    filter: Handle<Targets, Registry>,
     lines: Handle<Lines, Filtered>,
 }
 
@@ -41,8 +42,9 @@ impl Telemetry {
     }
 }
 
-fn filter(plan: &LogPlan) -> EnvFilter {
-    EnvFilter::builder().parse_lossy(plan.level.as_str())
+fn filter(plan: &LogPlan) -> Targets {
+    // The configuration takes nothing else.
+    plan.level.as_str().parse().unwrap_or_default()
 }
 
 fn lines(plan: &LogPlan) -> Lines {
@@ -59,6 +61,7 @@ fn lines(plan: &LogPlan) -> Lines {
 #[cfg(test)]
 mod tests {
     use tracing_subscriber::filter::LevelFilter;
+    use tracing_subscriber::layer::Filter;
 
     use super::*;
     use crate::settings::LogFilter;
@@ -72,8 +75,8 @@ mod tests {
             ("info,tunnelkeeper::ssh=off", LevelFilter::INFO),
         ] {
             let filter = LogFilter::parse(text).unwrap();
-            let filter = EnvFilter::builder().parse(filter.as_str()).unwrap();
-            assert_eq!(filter.max_level_hint(), Some(most), "{text}");
+            let filter: Targets = filter.as_str().parse().unwrap();
+            assert_eq!(Filter::<Registry>::max_level_hint(&filter), Some(most), "{text}");
         }
     }
 }
