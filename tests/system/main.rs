@@ -49,6 +49,7 @@ fn an_operator_installs_uses_and_removes_it() {
     is_confined(&machine);
     is_reloaded(&machine);
     knows_its_clients(&machine);
+    lends_its_socket_to_a_group(&machine);
     comes_back_when_it_hangs(&machine);
     refuses_nobody_while_it_restarts(&machine);
     gets_its_secrets(&machine);
@@ -195,6 +196,17 @@ fn drop_in(machine: &Machine, name: &str, text: &str) {
     machine.run(&format!("mkdir -p {dir}"));
     machine.write(&format!("{dir}/{name}.conf"), &format!("[Service]\n{text}\n"));
     machine.run("systemctl daemon-reload");
+}
+
+fn lends_its_socket_to_a_group(machine: &Machine) {
+    drop_in(machine, "group", "SupplementaryGroups=job");
+    let listen = "listen = [\"127.0.0.1:15432\", \"unix:/run/tunnelkeeper/.s.PGSQL.5432\"]";
+    machine.write(CONFIGURATION, &configuration(&format!("{listen}\nsocket_group = \"job\"\n")));
+    machine.run("systemctl restart tunnelkeeper");
+    assert_eq!(machine.run("stat -c '%a %G' /run/tunnelkeeper/.s.PGSQL.5432").trim(), "660 job");
+    let query = QUERY.replace("127.0.0.1 -p 15432", "/run/tunnelkeeper");
+    assert_eq!(machine.run(&query).trim(), "42");
+    machine.refused(&query.replace("-u job", "-u postgres"));
 }
 
 fn comes_back_when_it_hangs(machine: &Machine) {
