@@ -89,6 +89,9 @@ fn values<'a>(value: &'a Value, key: &str) -> Vec<&'a str> {
 #[test]
 fn the_dashboards_are_whole() {
     let dashboards = dashboards();
+    let files = fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+    assert_eq!(files.count(), dashboards.len());
     let mut checked = 0;
     for dashboard in &dashboards {
         let mut ids = BTreeSet::new();
@@ -268,37 +271,48 @@ fn choose(prometheus: &Prometheus, dashboard: &Value) -> BTreeMap<String, String
     chosen
 }
 
-fn is_answered(prometheus: &Prometheus, query: &str) -> bool {
-    let result = prometheus.query(query);
-    result.as_array().unwrap().iter().any(|series| series["value"][1] != "NaN")
+/// The series of an answer, once there is a number among them.
+fn answer(prometheus: &Prometheus, query: &str) -> Vec<Value> {
+    eventually(&format!("there is a number in the answer to {query}"), || {
+        let Value::Array(series) = prometheus.query(query) else { return None };
+        series.iter().any(|series| series["value"][1] != "NaN").then_some(series)
+    })
+}
+
+/// A label that a text names in double braces, and that a series does not have, is an empty place.
+fn fits(format: &Value, series: &[Value]) {
+    let format = format.as_str().unwrap_or_default();
+    for label in format.split("{{").skip(1).map(|rest| rest.split("}}").next().unwrap()) {
+        assert!(
+            series.iter().all(|series| series["metric"][label].is_string()),
+            "{format:?} does not fit {series:?}"
+        );
+    }
 }
 
 #[test]
 fn every_question_of_a_dashboard_has_an_answer() {
     let scene = scene();
     let prometheus = &scene.prometheus;
+    every_series_is_shown(&scene.daemon.get("/metrics").1);
     let (mut asked, mut drawn) = (0, 0);
     for dashboard in dashboards() {
         let chosen = choose(prometheus, &dashboard);
-        for panel in panels(&dashboard) {
-            for target in list(panel, "targets") {
-                let query = filled(text(target, "expr"), &chosen);
-                let what = format!("{} has data: {query}", text(panel, "title"));
-                eventually(&what, || is_answered(prometheus, &query).then_some(()));
-                asked += 1;
-            }
+        for target in panels(&dashboard).into_iter().flat_map(|panel| list(panel, "targets")) {
+            fits(&target["legendFormat"], &answer(prometheus, &filled(text(target, "expr"), &chosen)));
+            asked += 1;
         }
         for annotation in annotations(&dashboard) {
             // Grafana draws one wherever the value is above zero.
             let query = filled(text(annotation, "expr"), &chosen);
-            let sometime = format!("max_over_time(({query})[5m:1s]) > 0");
-            eventually(&format!("it is drawn: {query}"), || is_answered(prometheus, &sometime).then_some(()));
+            let series = answer(prometheus, &format!("max_over_time(({query})[5m:1s]) > 0"));
+            fits(&annotation["titleFormat"], &series);
+            fits(&annotation["textFormat"], &series);
             drawn += 1;
         }
     }
-    assert!(asked >= 85, "only {asked} queries were asked");
+    assert!(asked >= 90, "only {asked} queries were asked");
     assert!(drawn >= 8, "only {drawn} annotations were drawn");
-    every_series_is_shown(&scene.daemon.get("/metrics").1);
 }
 
 /// No name is there that the daemon does not have, and no series of its own that no dashboard shows.
