@@ -9,14 +9,14 @@ use crate::support::bastion::make_key;
 use crate::support::{Agent, Bastion, Daemon, eventually};
 
 /// A bastion that trusts an authority, and no key by itself.
-struct Certified {
-    bastion: Bastion,
+pub struct Certified {
+    pub bastion: Bastion,
     authority: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Certified {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let dir = tempfile::TempDir::with_prefix("authority-").unwrap();
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let authority = make_key(dir.path(), "authority", &["-t", "ed25519", "-N", ""]);
@@ -25,12 +25,12 @@ impl Certified {
         Self { bastion, authority, _dir: dir }
     }
 
-    fn key(&self, name: &str, kind: &[&str]) -> PathBuf {
+    pub fn key(&self, name: &str, kind: &[&str]) -> PathBuf {
         make_key(&self.bastion.path(""), name, &[kind, &["-N", ""]].concat())
     }
 
     /// Certifies a key for a principal and a time, in a file beside it.
-    fn sign(&self, key: &Path, principal: &str, time: &str) -> PathBuf {
+    pub fn sign(&self, key: &Path, principal: &str, time: &str) -> PathBuf {
         let status = Command::new("ssh-keygen")
             .args(["-q", "-I", "the id", "-n", principal, "-V", time, "-s"])
             .arg(&self.authority)
@@ -40,11 +40,11 @@ impl Certified {
         PathBuf::from(format!("{}-cert.pub", key.display()))
     }
 
-    fn user(&self) -> &str {
+    pub fn user(&self) -> &str {
         &self.bastion.account.name
     }
 
-    fn section(&self, more: &str) -> String {
+    pub fn section(&self, more: &str) -> String {
         format!("{}{more}", self.bastion.keyless_section("prod", self.bastion.port))
     }
 }

@@ -25,6 +25,7 @@ mod contract;
 mod crowd;
 mod explained;
 mod failover;
+mod grafana;
 mod half_open;
 mod host_keys;
 mod hostile;

@@ -7,6 +7,7 @@ pub mod client;
 pub mod daemon;
 pub mod postgres;
 pub mod processes;
+pub mod prometheus;
 pub mod relay;
 
 use std::net::TcpListener;
