@@ -19,7 +19,7 @@ use crate::local::Peer;
 const FRESH_FOR: Duration = Duration::from_millis(200);
 
 /// How long a name is looked for: those who ask have a client to cut at once.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The state of a connection that has ended (`TCP_TIME_WAIT`), and its empty queues.
 const TIME_WAIT: &str = " 06 00000000:00000000 ";

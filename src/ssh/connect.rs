@@ -35,9 +35,6 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Half-read keys are never of use; larger lists of addresses only delay the verdict.
 const MAX_ADDRESSES: usize = 16;
 
-/// What is assumed of a way that is not measured.
-const PROXY_ROUND_TRIP: Duration = Duration::from_millis(10);
-
 /// Connected and verified, not logged in.
 pub struct Connected {
     pub(super) gate: OwnGate,
@@ -91,28 +88,27 @@ pub(super) async fn meet(
     let bastion = &plan.at;
     let guard = Guard::new(bastion.clone(), scrutiny, gate);
     if let Some(outer) = through {
-        let (jump, round_trip) = open_jump(outer, plan).await?;
-        return shake_hands(plan, jump, config(preferred, round_trip), guard, deadline).await;
+        let jump = open_jump(outer, plan).await?;
+        return shake_hands(plan, jump, config(preferred), guard, deadline).await;
     }
     if let Some(argv) = &plan.proxy_command {
         let (proxy, fate) = Proxy::start(argv, bastion, &plan.user)?;
-        let config = config(preferred, PROXY_ROUND_TRIP);
-        return match shake_hands(plan, proxy, config, guard, deadline).await {
+        return match shake_hands(plan, proxy, config(preferred), guard, deadline).await {
             // The bastion has not been heard, so it is the command that is to blame.
             Err(failure) if failure.cause == Cause::BannerClosed => Err(fate.explain(bastion).await),
             connected => connected,
         };
     }
     let addresses = resolve(bastion, deadline).await?;
-    let (socket, address, round_trip) = race(bastion, addresses, deadline).await?;
+    let (socket, address) = race(bastion, addresses, deadline).await?;
     prepare(&socket, plan.keepalive_timeout);
-    let connected = shake_hands(plan, socket, config(preferred, round_trip), guard, deadline).await?;
+    let connected = shake_hands(plan, socket, config(preferred), guard, deadline).await?;
     Ok(Connected { address: Some(address), ..connected })
 }
 
-/// Opens a channel to the next bastion. Says how long that took, which is about a round trip on the way there.
-async fn open_jump(outer: &Connection, plan: &BastionPlan) -> Result<(Jump, Duration), Failure> {
-    let (asked, bastion) = (Instant::now(), &plan.at);
+/// Opens a channel to the next bastion.
+async fn open_jump(outer: &Connection, plan: &BastionPlan) -> Result<Jump, Failure> {
+    let bastion = &plan.at;
     let opened = outer.open(&Target::Tcp(bastion.clone()), plan.connect_timeout).await;
     let (inbound, outbound) = opened.map_err(|failure| match failure.cause {
         Cause::ChannelProhibited => failure.with_hint(format!(
@@ -124,7 +120,7 @@ async fn open_jump(outer: &Connection, plan: &BastionPlan) -> Result<(Jump, Dura
         )),
         _ => failure,
     })?;
-    Ok((Jump::new(Arc::clone(outer.gate()), inbound, outbound), asked.elapsed()))
+    Ok(Jump::new(Arc::clone(outer.gate()), inbound, outbound))
 }
 
 async fn shake_hands<S: Socket + Send + 'static>(
@@ -223,7 +219,7 @@ fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     mixed
 }
 
-type Attempt = (SocketAddr, io::Result<TcpStream>, Duration);
+type Attempt = (SocketAddr, io::Result<TcpStream>);
 
 /// Tries the addresses one after another, the next one when the last has failed or taken [`ATTEMPT_DELAY`], and
 /// takes the first that connects.
@@ -231,7 +227,7 @@ async fn race(
     bastion: &HostPort,
     addresses: Vec<SocketAddr>,
     deadline: Instant,
-) -> Result<(TcpStream, SocketAddr, Duration), Failure> {
+) -> Result<(TcpStream, SocketAddr), Failure> {
     let mut attempts: JoinSet<Attempt> = JoinSet::new();
     let mut waiting = addresses.into_iter();
     let mut errors: Vec<(SocketAddr, io::Error)> = Vec::new();
@@ -240,11 +236,7 @@ async fn race(
         if Instant::now() >= next_at
             && let Some(address) = waiting.next()
         {
-            attempts.spawn(async move {
-                let started = Instant::now();
-                let result = TcpStream::connect(address).await;
-                (address, result, started.elapsed())
-            });
+            attempts.spawn(async move { (address, TcpStream::connect(address).await) });
             next_at = Instant::now() + ATTEMPT_DELAY;
         }
         tokio::select! {
@@ -255,8 +247,8 @@ async fn race(
                 return Err(Failure::new(Cause::TcpTimeout, detail));
             }
             finished = attempts.join_next(), if !attempts.is_empty() => match finished {
-                Some(Ok((address, Ok(socket), round_trip))) => return Ok((socket, address, round_trip)),
-                Some(Ok((address, Err(error), _))) => {
+                Some(Ok((address, Ok(socket)))) => return Ok((socket, address)),
+                Some(Ok((address, Err(error)))) => {
                     errors.push((address, error));
                     next_at = Instant::now();
                 }
@@ -303,21 +295,14 @@ fn prepare(socket: &TcpStream, silence: Duration) {
     let _ = options.set_tcp_user_timeout(Some(silence));
 }
 
-/// Window for the fastest link we expect to fill, in bytes per second.
-const WINDOW_PACE: f64 = 1.25e9;
-const MIN_WINDOW: f64 = (2 << 20) as f64;
-/// Twice what a Linux bastion can have on its way to us as it is set up (`net.ipv4.tcp_wmem`, 4 MiB with the kernel's own
-/// overhead), since russh renews half a window at a time.
-const MAX_WINDOW: f64 = (5 << 20) as f64;
+/// The receive window of a channel, in bytes: twice what a Linux bastion can have on its way to us as it is set up
+/// (`net.ipv4.tcp_wmem`, 4 MiB with the kernel's own overhead), since russh renews half a window at a time. What the
+/// connection cannot carry of a larger one piles up in sshd, which moves all of it about with each packet: over 50 ms, a
+/// window of 16 MiB cost sshd ten times the processor time and was slower (OpenSSH 9.2). It is not made to follow the round
+/// trip of TCP, which ends at the first relay on the way.
+const WINDOW: u32 = 5 << 20;
 
-/// The receive window of a channel: what is in flight during a round trip. What the connection cannot carry of it piles up
-/// in sshd, which moves all of it about with each packet: over 50 ms, a window of 16 MiB cost sshd ten times the processor
-/// time and was slower than one of 5 MiB (OpenSSH 9.2).
-fn window_size(round_trip: Duration) -> u32 {
-    (round_trip.as_secs_f64() * WINDOW_PACE).clamp(MIN_WINDOW, MAX_WINDOW) as u32
-}
-
-fn config(preferred: Preferred, round_trip: Duration) -> client::Config {
+fn config(preferred: Preferred) -> client::Config {
     client::Config {
         client_id: SshId::Standard(Cow::Borrowed(concat!(
             "SSH-2.0-tunnelkeeper_",
@@ -332,7 +317,7 @@ fn config(preferred: Preferred, round_trip: Duration) -> client::Config {
             rekey_read_limit: 96 << 30,
             rekey_time_limit: Duration::from_secs(365 * 24 * 3600),
         },
-        window_size: window_size(round_trip),
+        window_size: WINDOW,
         // As much as russh takes without complaint: fewer packets cost both sides less.
         maximum_packet_size: 65_535,
         // The gate bounds what waits, by bytes; a queue that filled up by messages would stop the whole session.
@@ -433,13 +418,6 @@ mod tests {
         assert_eq!(interleave(Vec::new()), []);
     }
 
-    #[test]
-    fn the_window_follows_the_round_trip() {
-        for (millis, mib) in [(0, 2), (1, 2), (3, 3), (5, 5), (500, 5)] {
-            assert_eq!(window_size(Duration::from_millis(millis)) >> 20, mib, "{millis} ms");
-        }
-    }
-
     #[tokio::test]
     async fn a_dead_address_does_not_delay_a_live_one() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -450,7 +428,7 @@ mod tests {
         let live = listener.local_addr().unwrap();
         let bastion = HostPort::new("localhost", live.port());
         let deadline = Instant::now() + Duration::from_secs(10);
-        let (_, address, _) = race(&bastion, vec![dead, live], deadline).await.unwrap();
+        let (_, address) = race(&bastion, vec![dead, live], deadline).await.unwrap();
         assert_eq!(address, live);
         let failure = race(&bastion, vec![dead], deadline).await.unwrap_err();
         assert_eq!(failure.cause, Cause::TcpRefused);
