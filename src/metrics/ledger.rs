@@ -123,14 +123,14 @@ impl Ledger {
         }
     }
 
-    /// Counters that are raised from snapshots.
+    /// Counters that are raised from snapshots; at zero, unless another ledger has them too.
     pub(super) fn raised<P: Atomic + 'static>(
         &mut self,
         families: &[&GenericCounterVec<P>],
         labels: &[&str],
     ) {
         for family in families {
-            self.note(*family, labels, || ());
+            self.note(*family, labels, || drop(family.with_label_values(labels)));
         }
     }
 
