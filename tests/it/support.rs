@@ -7,7 +7,9 @@ pub mod client;
 pub mod daemon;
 pub mod postgres;
 pub mod processes;
+pub mod prometheus;
 pub mod relay;
+pub mod webhook;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
