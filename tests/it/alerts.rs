@@ -162,15 +162,30 @@ fn every_alert_is_seen_to_fire_and_to_be_silent() {
     }
 }
 
+fn runbook() -> String {
+    fs::read_to_string(dashboards("RUNBOOK.md")).unwrap()
+}
+
+/// Every text that names series.
+fn readers<'a>(rules: &'a [Rule], runbook: &'a String) -> impl Iterator<Item = &'a String> {
+    let annotations = rules.iter().flat_map(|rule| rule.annotations.values());
+    rules.iter().map(|rule| &rule.expr).chain(annotations).chain([runbook])
+}
+
 #[test]
-fn every_recording_rule_is_read() {
-    let (rules, tests) = (rules(), tests());
+fn what_is_recorded_is_tested_and_what_is_read_is_recorded() {
+    let (rules, tests, runbook) = (rules(), tests(), runbook());
     let tested = tests.iter().flat_map(|test| &test.promql_expr_test).map(|test| &test.expr);
-    let readers: Vec<&String> = rules.iter().map(|rule| &rule.expr).chain(tested).collect();
-    let records: BTreeSet<&String> = rules.iter().filter_map(|rule| rule.record.as_ref()).collect();
+    let expressions: Vec<&String> = rules.iter().map(|rule| &rule.expr).chain(tested).collect();
+    let records: BTreeSet<&str> = rules.iter().filter_map(|rule| rule.record.as_deref()).collect();
     assert!(records.len() > 20, "only {} records were seen", records.len());
-    for record in records {
-        assert!(readers.iter().any(|expr| expr.contains(record.as_str())), "nothing reads {record}");
+    for record in &records {
+        assert!(expressions.iter().any(|expr| expr.contains(record)), "no test goes through {record}");
+    }
+    for text in readers(&rules, &runbook) {
+        for (name, _) in words(text).into_iter().filter(|(name, _)| name.contains(":tunnelkeeper_")) {
+            assert!(records.contains(name), "nothing records {name}");
+        }
     }
 }
 
@@ -182,7 +197,7 @@ fn anchors(markdown: &str) -> Vec<String> {
 
 #[test]
 fn every_alert_says_how_bad_it_is_what_it_means_and_where_to_read_on() {
-    let anchors = anchors(&fs::read_to_string(dashboards("RUNBOOK.md")).unwrap());
+    let anchors = anchors(&runbook());
     let alerts = alerts();
     for rule in &alerts {
         let name = rule.alert.as_ref().unwrap();
@@ -204,21 +219,24 @@ fn every_alert_says_how_bad_it_is_what_it_means_and_where_to_read_on() {
     }
 }
 
-/// The daemon's series that a text names, each with what follows it. Recorded series have colons in their names.
-fn series(text: &str) -> Vec<(&str, &str)> {
+/// The words of a text that can be names of series, each with what follows it.
+fn words(text: &str) -> Vec<(&str, &str)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
     let mut found = Vec::new();
     let mut rest = text;
     while let Some(start) = rest.find(is_name) {
         let word = &rest[start..];
         let end = word.find(|c| !is_name(c)).unwrap_or(word.len());
-        let (name, after) = word.split_at(end);
-        if name.starts_with("tunnelkeeper_") && !name.contains(':') {
-            found.push((name, after));
-        }
-        rest = after;
+        found.push(word.split_at(end));
+        rest = &word[end..];
     }
     found
+}
+
+/// The daemon's series among them. Recorded series have colons in their names.
+fn series(text: &str) -> Vec<(&str, &str)> {
+    let is_ours = |name: &str| name.starts_with("tunnelkeeper_") && !name.contains(':');
+    words(text).into_iter().filter(|(name, _)| is_ours(name)).collect()
 }
 
 /// The family that a series belongs to.
@@ -270,11 +288,9 @@ fn every_series_and_label_that_is_named_exists() {
         .filter_map(|line| line.strip_prefix("# TYPE "))
         .map(|line| line.split(' ').next().unwrap())
         .collect();
-    let rules = rules();
-    let runbook = fs::read_to_string(dashboards("RUNBOOK.md")).unwrap();
-    let annotations = rules.iter().flat_map(|rule| rule.annotations.values());
+    let (rules, runbook) = (rules(), runbook());
     let mut named = BTreeSet::new();
-    for text in rules.iter().map(|rule| &rule.expr).chain(annotations).chain([&runbook]) {
+    for text in readers(&rules, &runbook) {
         named.extend(series(text).into_iter().map(|(name, _)| family(name)));
     }
     for name in &named {

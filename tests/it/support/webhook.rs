@@ -38,6 +38,11 @@ impl Webhook {
         let alerts = self.alerts.lock().unwrap();
         alerts.iter().filter(|(_, alert)| alert["labels"]["alertname"] == name).cloned().collect()
     }
+
+    /// Only what comes from now on counts.
+    pub fn forget(&self) {
+        self.alerts.lock().unwrap().clear();
+    }
 }
 
 impl Drop for Webhook {
