@@ -236,6 +236,24 @@ fn seconds_go_on_when_what_measures_them_is_replaced() {
 }
 
 #[test]
+fn what_was_never_up_has_its_counters_of_seconds() {
+    let metrics = Metrics::new().unwrap();
+    let _handles = (metrics.bastion(&name("prod")), metrics.database(&name("analytics"), &[name("prod")]));
+    let mut snapshot = snapshot(false);
+    snapshot.bastions[0].uptime_seconds = 0.0;
+    snapshot.bastions[0].stalled_seconds = 0.0;
+    snapshot.databases[0].uptime_seconds = 0.0;
+    let text = metrics.exposition(&snapshot).unwrap();
+    for series in [
+        "tunnel_uptime_seconds_total{bastion=\"prod\"}",
+        "session_stalled_seconds_total{bastion=\"prod\"}",
+        "database_uptime_seconds_total{database=\"analytics\"}",
+    ] {
+        assert_eq!(value(&text, series), 0.0, "{series}");
+    }
+}
+
+#[test]
 fn a_snapshot_that_is_older_than_the_last_one_changes_nothing() {
     let metrics = Metrics::new().unwrap();
     let _bastion = metrics.bastion(&name("prod"));

@@ -17,6 +17,8 @@
 mod support;
 
 mod agents;
+mod alerting;
+mod alerts;
 mod architecture;
 mod carried;
 mod certificates;

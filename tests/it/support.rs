@@ -9,6 +9,7 @@ pub mod postgres;
 pub mod processes;
 pub mod prometheus;
 pub mod relay;
+pub mod webhook;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
