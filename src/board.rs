@@ -1,4 +1,4 @@
-//! The notice board: one `watch` per unit, and the snapshot of all. Surfaces read it and nothing else.
+//! The notice board: one `watch` per unit, the snapshot of all, and what has been. Surfaces read it and nothing else.
 
 use std::collections::BTreeMap;
 use std::path::{self, PathBuf};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
 use crate::failure::Cause;
+use crate::history::{History, Sight, Unit};
 use crate::ids::Name;
 use crate::settings::plan::{BastionPlan, DatabasePlan, TlsPlan};
 use crate::snapshot::{
@@ -58,6 +59,7 @@ struct Units {
     configuration: Configuration,
     bastions: BTreeMap<Name, BastionUnit>,
     databases: BTreeMap<Name, DatabaseUnit>,
+    history: History,
 }
 
 /// Where units leave word of themselves.
@@ -80,7 +82,12 @@ impl Board {
 
     /// The configuration has been read anew: what is wrong with it, or nothing.
     pub fn set_configuration(&self, at: Stamp, problems: Vec<String>) {
-        let configuration = &mut self.lock().configuration;
+        let mut units = self.lock();
+        let Units { configuration, history, .. } = &mut *units;
+        // The one that the daemon has started with is no change.
+        if configuration.loaded.is_some() {
+            history.reloaded(at.0, &problems);
+        }
         if problems.is_empty() {
             *configuration = Configuration { loaded: Some(at), ..Configuration::default() };
         } else {
@@ -162,6 +169,29 @@ impl Board {
         (up, down)
     }
 
+    /// Takes note of how everything is, for the history. `now` is this moment.
+    pub fn record(&self, now: Instant) {
+        let mut units = self.lock();
+        let Units { bastions, databases, history, .. } = &mut *units;
+        for (name, unit) in &*bastions {
+            let tunnel = unit.tunnel.borrow().clone();
+            history.tell(&Unit::Bastion(name.clone()), &Sight::of_tunnel(&tunnel), now);
+        }
+        for (name, unit) in &*databases {
+            let ways = unit.plan.bastions.iter().filter_map(|bastion| bastions.get(bastion));
+            let tunnel = any_up(ways.map(|way| Sight::of_tunnel(&way.tunnel.borrow()).reachable));
+            let probe = unit.probe.borrow();
+            history.tell(&Unit::Database(name.clone()), &Sight::of_database(&probe, tunnel), now);
+        }
+        history.forget_others(now);
+    }
+
+    /// What has been, as far as it was recorded.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.lock().history.clone()
+    }
+
     fn daemon(&self, units: &Units) -> Daemon {
         let not_ready_because: Vec<String> = units.stage.remark().map(str::to_owned).into_iter().collect();
         Daemon {
@@ -177,6 +207,16 @@ impl Board {
     fn lock(&self) -> MutexGuard<'_, Units> {
         self.units.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether one of some is up. Nobody knows while none is and one may still come up for the first time.
+fn any_up(all: impl Iterator<Item = Option<bool>>) -> Option<bool> {
+    let rank = |up: &Option<bool>| match up {
+        Some(false) => 0,
+        None => 1,
+        Some(true) => 2,
+    };
+    all.max_by_key(rank).unwrap_or(Some(false))
 }
 
 fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {

@@ -4,6 +4,7 @@
 //! It reads snapshots and touches nothing else, so that no tunnel, however slow, can keep it from answering. GET
 //! and HEAD only, no secrets, nothing for other origins; from other machines only what monitoring needs.
 
+mod assets;
 mod page;
 mod routes;
 

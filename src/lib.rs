@@ -27,6 +27,7 @@ pub mod snapshot;
 pub mod state;
 
 // Floor 1: rules. Decisions without I/O and without a clock.
+pub mod history;
 pub mod host_keys;
 pub mod keepalive;
 pub mod pgwire;

@@ -1,174 +1,118 @@
-//! The status page: the snapshot for people, without scripts.
+//! The status page: the snapshot and the last hour, for people. What is wrong comes first, with its reason and what to do.
+//!
+//! It is whole without script; the script only exchanges what has changed (`page/page.js`). Nothing is written into it that
+//! could do anything: neither styles nor scripts, and all text is escaped by maud. [`super::routes`] serves it.
+
+mod bastions;
+mod changes;
+mod chart;
+mod clients;
+mod databases;
+mod headline;
+mod table;
+mod trouble;
 
 use maud::{DOCTYPE, Markup, html};
 
-use crate::snapshot::{Bastion, Client, Database, Snapshot, Trouble, show_millis};
+use super::assets;
+use crate::history::History;
+use crate::snapshot::{Snapshot, Stamp};
+use headline::Headline;
 
-/// How many clients are listed: the page is for the eye.
-const MAX_CLIENTS: usize = 50;
-
-const STYLE: &str = "
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-.up { color: #0a6b2d; } .down { color: #b00020; font-weight: 600; } .unknown { color: #806000; }
-.trouble { color: #444; } .hint { color: #666; } code { font-size: .85em; overflow-wrap: anywhere; }
-@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd; } th, td { border-color: #444; }
-.up { color: #5fd38d; } .down { color: #ff6b6b; } .unknown { color: #e0b040; } .trouble, .hint { color: #aaa; } }
-";
-
-pub(super) fn render(snapshot: &Snapshot) -> String {
-    let daemon = &snapshot.daemon;
+pub(super) fn render(snapshot: &Snapshot, history: &History) -> String {
+    let headline = Headline::of(snapshot);
     let page = html! {
         (DOCTYPE)
         html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta http-equiv="refresh" content="5";
-                meta name="viewport" content="width=device-width";
-                title { "tunnelkeeper" }
-                style { (maud::PreEscaped(STYLE)) }
-            }
+            (head(&headline))
             body {
-                h1 { "tunnelkeeper " (daemon.version) }
-                p {
-                    @if daemon.ready { span.up { "ready" } }
-                    @else { span.down { (daemon.not_ready_because.join("; ")) } }
-                    ", running for " (snapshot.age(daemon.started)) ", pid " (daemon.pid)
+                (header(snapshot, &headline))
+                main {
+                    (trouble::lasting(snapshot))
+                    (bastions::section(snapshot, history))
+                    (databases::section(snapshot, history))
+                    (bastions::sessions(snapshot))
+                    (clients::section(snapshot))
+                    (changes::section(snapshot, history))
+                    (trouble::over(snapshot))
                 }
-                @if let Some(warning) = daemon.configuration.warning() { p.down { (warning) } }
-                h2 { "Bastions" }
-                table {
-                    tr { th { "Bastion" } th { "Tunnel" } th { "Address" } th { "Sessions" } th { "Round trip" } th { "Clients" } }
-                    @for bastion in &snapshot.bastions { (bastion_row(snapshot, bastion)) }
-                }
-                h2 { "Databases" }
-                table {
-                    tr { th { "Database" } th { "Listens on" } th { "Tunnel" } th { "Probe" } th { "Clients" } th { "Held" } }
-                    @for database in &snapshot.databases { (database_row(snapshot, database)) }
-                }
-                (clients(snapshot))
-                p.hint { "As of " (snapshot.at) ". The same as JSON: " a href="/api/v1/status" { "/api/v1/status" } }
+                (footer(snapshot))
             }
         }
     };
     page.into_string()
 }
 
-fn bastion_row(snapshot: &Snapshot, bastion: &Bastion) -> Markup {
+fn head(headline: &Headline) -> Markup {
+    let version = assets::version();
     html! {
-        tr {
-            td { (bastion.name) }
-            td {
-                @if bastion.up { span.up { "up" } @if let Some(since) = bastion.up_since { " for " (snapshot.age(since)) } }
-                @else { span.down { "down" } @if let Some(since) = bastion.down_since { " for " (snapshot.age(since)) } }
-                @if let Some(warning) = bastion.certificate_warning(snapshot.at) { div.unknown { (warning) } }
-                (explain(snapshot, bastion.last_failure.as_ref()))
-                @if let Some(key) = &bastion.public_key {
-                    div.hint {
-                        "Its authorized_keys needs: " code { (key) } ". "
-                        code { "tunnelkeeper keygen " (bastion.name) }
-                        " prints it with the restrictions that belong before it."
-                    }
-                }
-            }
-            td { (bastion.user) "@" (bastion.host) ":" (bastion.port) }
-            td { (bastion.established().count()) }
-            td { @match bastion.worst_round_trip() { Some(time) => { (show_millis(time)) } None => "–" } }
-            td { (bastion.clients()) }
+        head {
+            meta charset="utf-8";
+            meta name="viewport" content="width=device-width, initial-scale=1";
+            meta name="color-scheme" content="light dark";
+            title { (headline.title()) }
+            link rel="icon" type="image/svg+xml" href={ "/page.svg?v=" (version) };
+            link rel="stylesheet" href={ "/page.css?v=" (version) };
+            script src={ "/page.js?v=" (version) } defer {}
+            noscript { meta http-equiv="refresh" content="5"; }
         }
     }
 }
 
-fn database_row(snapshot: &Snapshot, database: &Database) -> Markup {
-    let probe = &database.probe;
-    let class = match probe.verdict.as_str() {
-        "up" => "up",
-        "down" => "down",
-        _ => "unknown",
-    };
+fn header(snapshot: &Snapshot, headline: &Headline) -> Markup {
+    let (daemon, now) = (&snapshot.daemon, written(snapshot.at));
     html! {
-        tr {
-            td { (database.name) div.hint { (database.target()) } }
-            td { @for address in &database.listen { div { (address) } } }
-            td {
-                @if database.up { span.up { "up" } } @else { span.down { "down" } }
-                div.hint { "through " (database.bastions.join(", ")) }
-                (explain(snapshot, database.last_failure.as_ref()))
+        header {
+            h1 { "tunnelkeeper " span.version { (daemon.version) } }
+            // The only part that is read out when it changes: nothing in it may change with time alone.
+            div role="status" {
+                p #headline { (headline.markup()) }
+                p #away hidden {}
             }
-            td {
-                // While the tunnel is down nothing is probed, and what holds is what was.
-                @if !database.up && class != "unknown" { "was " }
-                span class=(class) { (probe.verdict) }
-                @if let ("up", true, Some(time)) = (class, database.up, probe.latency_seconds) { " " (show_millis(time)) }
-                div.hint { "level " (probe.level) }
-                (explain(snapshot, probe.last_failure.as_ref()))
+            p.facts {
+                @if daemon.ready { "ready" } @else { (mark("odd", &daemon.not_ready_because.join("; "))) }
+                ", running for " (age(snapshot, daemon.started)) ", pid " (daemon.pid)
+                ", as of " time #at datetime=(now) { (now.trim_end_matches('Z').replace('T', " ")) } " UTC"
             }
-            td { (database.clients_active) }
-            td { (database.clients_held) }
+            @if let Some(warning) = daemon.configuration.warning() { p { (mark("odd", &warning)) } }
         }
     }
 }
 
-fn clients(snapshot: &Snapshot) -> Markup {
-    let more = snapshot.clients().count().saturating_sub(MAX_CLIENTS);
+fn footer(snapshot: &Snapshot) -> Markup {
     html! {
-        @if snapshot.clients().next().is_some() {
-            h2 { "Clients" }
-            table {
-                tr { th { "Client" } th { "Database" } th { "Activity" } th { "User" } th { "Application" } th { "Bytes sent" } th { "Received" } }
-                @for (database, client) in snapshot.clients().take(MAX_CLIENTS) { (client_row(snapshot, database, client)) }
+        footer {
+            p {
+                "The same for programs: " a href="/api/v1/status" { "/api/v1/status" } ", " a href="/metrics" { "/metrics" } ". "
+                "Charts show the last hour, or what of it the daemon has seen in " (age(snapshot, snapshot.daemon.started)) "."
             }
-            @if more > 0 { p.hint { "and " (more) " more" } }
         }
     }
 }
 
-fn client_row(snapshot: &Snapshot, database: &Database, client: &Client) -> Markup {
-    html! {
-        tr {
-            td { (client.peer) div.hint { "for " (snapshot.age(client.since)) } }
-            td { (database.name) }
-            td { (client.show_activity(snapshot)) }
-            td { (client.show_login()) }
-            td { (client.application_name.as_deref().unwrap_or("-")) }
-            td { (client.to_database_bytes) }
-            td { (client.from_database_bytes) }
-        }
-    }
+/// A word with a sign before it whose shape says the same as its colour: `good`, `bad`, `odd` or `unknown`.
+fn mark(class: &str, word: &str) -> Markup {
+    html! { span.mark.(class) { (word) } }
 }
 
-fn explain(snapshot: &Snapshot, trouble: Option<&Trouble>) -> Markup {
+/// How long ago something was, in at most two units.
+fn age(snapshot: &Snapshot, stamp: Stamp) -> String {
+    snapshot.age(stamp).split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// A time of the wall clock, in UTC.
+fn written(stamp: Stamp) -> String {
+    humantime::format_rfc3339_seconds(stamp.0).to_string()
+}
+
+/// A sentence in which what is to be typed stands between backticks.
+fn sentence(text: &str) -> Markup {
     html! {
-        @if let Some(trouble) = Trouble::lasting(trouble) {
-            div.trouble { (trouble) " (for " (snapshot.age(trouble.since)) ")" }
-            div.hint { (trouble.hint) }
+        @for (index, part) in text.split('`').enumerate() {
+            @if index % 2 == 1 { code { (part) } } @else { (part) }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::snapshot::tests::troubled;
-
-    #[test]
-    fn what_lasts_is_explained() {
-        let page = render(&troubled());
-        for (text, times) in [
-            ("auth rejected: the", 1),
-            ("channel prohibited: the", 1),
-            ("db_login rejected: the", 2),
-            ("(for 10s)", 4),
-            ("heal prohibited", 1),
-            ("tunnelkeeper keygen gone", 1),
-            ("in a query for 7s", 2),
-            ("me in d", 2),
-            ("&lt;b&gt;", 2),
-            ("held", 2),
-        ] {
-            assert_eq!(page.matches(text).count(), times, "{text} in {page}");
-        }
-    }
-}
+mod tests;

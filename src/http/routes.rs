@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
 
-use super::page;
+use super::{assets, page};
 use crate::board::Board;
 use crate::metrics::Metrics;
 use crate::snapshot::{Bastion, Database, Snapshot, Trouble};
@@ -19,6 +19,14 @@ const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=utf-8";
 /// Prometheus' text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// For what is true at one moment only.
+const NOT_KEPT: &str = "no-store";
+/// For what has its version in its address.
+const KEPT: &str = "max-age=86400, immutable";
+/// Nothing but what comes from here, and nothing that is written into the page: no text that we show can do anything.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      form-action 'none'; frame-ancestors 'none'; base-uri 'none'; \
+                      require-trusted-types-for 'script'; trusted-types 'none'";
 
 pub(super) struct Routes {
     pub(super) metrics: Arc<Metrics>,
@@ -32,11 +40,16 @@ pub(super) struct Routes {
 struct Answer {
     status: StatusCode,
     content_type: &'static str,
+    caching: &'static str,
     body: String,
 }
 
 fn plain(status: StatusCode, body: impl Into<String>) -> Answer {
-    Answer { status, content_type: TEXT, body: body.into() + "\n" }
+    Answer { status, content_type: TEXT, caching: NOT_KEPT, body: body.into() + "\n" }
+}
+
+fn good(content_type: &'static str, body: String) -> Answer {
+    Answer { status: StatusCode::OK, content_type, caching: NOT_KEPT, body }
 }
 
 impl Routes {
@@ -61,36 +74,40 @@ impl Routes {
             "/livez" => plain(StatusCode::OK, "ok"),
             "/readyz" => ready(&self.board.snapshot()),
             "/metrics" => self.exposition(),
-            "/" | "/api/v1/status" if !self.everything() => plain(
+            _ if is_detailed(path) && !self.everything() => plain(
                 StatusCode::FORBIDDEN,
                 "this is not served to other machines: set http.allow_remote_status = true to allow it",
             ),
-            "/" => Answer {
-                status: StatusCode::OK,
-                content_type: HTML,
-                body: page::render(&self.board.snapshot()),
-            },
+            "/" => good(HTML, page::render(&self.board.snapshot(), &self.board.history())),
             "/api/v1/status" => status(&self.board.snapshot()),
-            _ => match path.strip_prefix("/readyz/") {
-                Some(name) => ready_database(&self.board.snapshot(), name, self.everything()),
-                None => {
+            _ => {
+                if let Some(name) = path.strip_prefix("/readyz/") {
+                    ready_database(&self.board.snapshot(), name, self.everything())
+                } else if let Some((content_type, text)) = assets::find(path) {
+                    Answer { caching: KEPT, ..good(content_type, text.to_owned()) }
+                } else {
                     plain(StatusCode::NOT_FOUND, "there is nothing here: see /, /metrics, /readyz, /livez")
                 }
-            },
+            }
         }
     }
 
     fn exposition(&self) -> Answer {
         match self.metrics.exposition(&self.board.snapshot()) {
-            Ok(body) => Answer { status: StatusCode::OK, content_type: EXPOSITION, body },
+            Ok(body) => good(EXPOSITION, body),
             Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         }
     }
 }
 
+/// What names hosts, accounts and keys, and what belongs to it.
+fn is_detailed(path: &str) -> bool {
+    matches!(path, "/" | "/api/v1/status") || assets::find(path).is_some()
+}
+
 fn status(snapshot: &Snapshot) -> Answer {
     match serde_json::to_string_pretty(snapshot) {
-        Ok(body) => Answer { status: StatusCode::OK, content_type: JSON, body },
+        Ok(body) => good(JSON, body),
         Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
@@ -174,9 +191,8 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'";
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static(answer.caching));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
     if answer.status == StatusCode::METHOD_NOT_ALLOWED {
@@ -213,6 +229,10 @@ mod tests {
             ("/metrics", 200),
             ("/api/v1/status", 200),
             ("/api/v1/status?x=1", 200),
+            ("/page.css?v=1", 200),
+            ("/page.js", 200),
+            ("/page.svg", 200),
+            ("/page.html", 404),
             ("/etc/passwd", 404),
             ("/readyz/../metrics", 404),
         ] {
@@ -261,7 +281,15 @@ mod tests {
     #[test]
     fn other_machines_see_what_monitoring_needs() {
         let routes = routes(false, false);
-        for (path, status) in [("/", 403), ("/api/v1/status", 403), ("/metrics", 200), ("/readyz", 200)] {
+        for (path, status) in [
+            ("/", 403),
+            ("/page.css", 403),
+            ("/page.js", 403),
+            ("/page.svg", 403),
+            ("/api/v1/status", 403),
+            ("/metrics", 200),
+            ("/readyz", 200),
+        ] {
             assert_eq!(ask(&routes, "GET", path, "tunnels.internal"), status, "{path}");
         }
     }

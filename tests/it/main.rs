@@ -37,6 +37,7 @@ mod library;
 mod lifetime;
 mod logins;
 mod outage;
+mod page;
 mod passwords;
 mod queries;
 mod reload;

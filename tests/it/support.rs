@@ -3,6 +3,7 @@
 pub mod account;
 pub mod agent;
 pub mod bastion;
+pub mod browser;
 pub mod client;
 pub mod daemon;
 pub mod postgres;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 pub use agent::Agent;
 pub use bastion::Bastion;
+pub use browser::Browser;
 pub use daemon::Daemon;
 pub use postgres::Postgres;
 pub use relay::{Fault, Relay};
