@@ -18,6 +18,7 @@ mod support;
 
 mod agents;
 mod architecture;
+mod balancer;
 mod carried;
 mod certificates;
 mod commands;
