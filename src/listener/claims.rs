@@ -65,16 +65,18 @@ impl Claim {
 
     /// Gives the address up. Returns those who wait there.
     pub(super) fn end(mut self) -> Vec<(socket::Socket, Peer)> {
-        let mut waiting = Vec::new();
+        if self.lent {
+            return Vec::new();
+        }
         self.file = None;
-        while !self.lent {
+        let mut waiting = Vec::new();
+        loop {
             match self.accept() {
                 Ok(accepted) => waiting.push(accepted),
                 Err(error) if is_of_one_connection(&error) => {}
-                Err(_) => break,
+                Err(_) => return waiting,
             }
         }
-        waiting
     }
 
     fn accept(&self) -> io::Result<(socket::Socket, Peer)> {
