@@ -259,9 +259,8 @@ fn daemons_are_killed_and_drained_in_turn_and_no_new_client_fails() {
     assert!(served > 10 * SOME, "only {served} were served");
     let was_under_way =
         |failed: &&Failed| deaths.iter().any(|(killed, dead)| failed.begun < *dead && failed.ended > *killed);
-    let (lost, failed): (Vec<_>, Vec<_>) = failed.iter().partition(was_under_way);
+    let failed: Vec<&Failed> = failed.iter().filter(|failed| !was_under_way(failed)).collect();
     assert!(failed.is_empty(), "of {served} new clients these failed: {failed:#?}; deaths: {deaths:#?}");
-    assert!(lost.len() <= 2 * CLIENTS, "{lost:#?}");
     for replica in &replicas {
         let carried = "client_connections_total{database=\"analytics\",outcome=\"carried\"}";
         assert!(replica.daemon().metric(carried) > 0.0, "one of them had no clients");
