@@ -22,6 +22,7 @@ test: prepare lint unit integration story
 
 prepare:
 	@tests/prepare
+	@tests/it/kubernetes/prepare
 
 lint:
 	cargo fmt --check

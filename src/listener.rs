@@ -125,6 +125,14 @@ impl Bound {
         }
     }
 
+    /// Accepts no more. Returns those who are connected and wait to be accepted at addresses that nobody else holds, since
+    /// closing these would reset them. Must be called within a runtime.
+    #[must_use]
+    pub fn end(self) -> Vec<(Socket, Peer)> {
+        drop(self.listeners);
+        self.claims.into_iter().filter_map(Arc::into_inner).flat_map(Claim::end).collect()
+    }
+
     fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(Socket, Peer)>> {
         // Begins where it ended, so that a flood at one address does not keep out those at another.
         for _ in 0..self.listeners.len() {

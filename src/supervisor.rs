@@ -130,8 +130,9 @@ impl Supervisor {
     /// Ends everything: takes no new clients, lets those that are there finish for `patience` or until there is a
     /// `hurry`, cuts the rest, and closes the sessions in good order.
     pub async fn end(mut self, patience: Duration, hurry: CancellationToken) {
-        self.drain.cancel();
+        // Whoever accepts has to be the last to hold an address, to serve those who wait there.
         self.databases.values().for_each(RunningDatabase::close);
+        self.drain.cancel();
         let clients = self.clients();
         if clients > 0 {
             info!(clients, patience_s = patience.as_secs(), "waiting for clients to finish");

@@ -1,6 +1,7 @@
 //! Accepts a forward's clients on the lane where they will find their session: such a client is served by one thread from
 //! its first moment on, and nobody has to be woken for it.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,22 +34,22 @@ pub(super) async fn accept<D: Dial>(
     stop: CancellationToken,
 ) -> JoinSet<()> {
     let mut clients = JoinSet::new();
-    let accepting = async {
-        let claimed = claims.borrow_and_update().clone();
-        let mut bound = bind(&shared, &claimed).await;
-        loop {
-            tokio::select! {
-                biased;
-                Ok(()) = claims.changed() => return,
-                Some(ended) = clients.join_next() => report_panic(&shared, ended),
-                (socket, peer) = bound.accept() => admit(&shared, &mut clients, socket, peer),
-            }
+    let claimed = claims.borrow_and_update().clone();
+    let Some(mut bound) = stop.run_until_cancelled(bind(&shared, &claimed)).await else { return clients };
+    // Whoever holds a claim keeps it from being given up.
+    drop(claimed);
+    let mut stopped = pin!(stop.cancelled());
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut stopped => break,
+            Ok(()) = claims.changed() => break,
+            Some(ended) = clients.join_next() => report_panic(&shared, ended),
+            (socket, peer) = bound.accept() => admit(&shared, &mut clients, socket, peer),
         }
-    };
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => {}
-        () = accepting => {}
+    }
+    for (socket, peer) in bound.end() {
+        admit(&shared, &mut clients, socket, peer);
     }
     clients
 }

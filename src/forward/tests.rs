@@ -455,6 +455,24 @@ async fn draining_waits_for_clients_and_cutting_ends_them() {
 }
 
 #[tokio::test]
+async fn whoever_is_connected_when_it_drains_is_served() {
+    let case = Case::new(true, usual());
+    let mut far = case.dial.answer();
+    let mut first = case.connect().await;
+    begin(&mut first, &mut far).await;
+    let mut far = case.dial.answer();
+    let address = case.state.borrow().listening[0].tcp().unwrap();
+    // It has to wait: there is one thread, and this is on it.
+    let waiting = std::net::TcpStream::connect(address).unwrap();
+    case.claims.send_replace(Vec::new());
+    case.drain.cancel();
+    waiting.set_nonblocking(true).unwrap();
+    let mut second = TcpStream::from_std(waiting).unwrap();
+    begin(&mut second, &mut far).await;
+    assert!(TcpStream::connect(address).await.is_err(), "a new client was accepted");
+}
+
+#[tokio::test]
 async fn results_are_whole_when_the_database_closes_first() {
     let case = Case::new(true, usual());
     let mut far = case.dial.answer();

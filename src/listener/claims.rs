@@ -4,12 +4,13 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use socket2::{Domain, Socket};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::unix::SocketFile;
-use super::{BindError, Inherited, Listener, tcp, unix};
-use crate::local::LocalAddress;
+use super::{BindError, Inherited, Listener, is_of_one_connection, tcp, unix};
+use crate::local::{LocalAddress, Peer};
 use crate::settings::plan::{ListenAt, ListenPlan};
+use crate::socket;
 
 /// An address that is ours. Clients that connect wait in the kernel until somebody accepts; it is given up when nobody
 /// holds it any more.
@@ -19,6 +20,8 @@ pub struct Claim {
     file: Option<SocketFile>,
     socket: Socket,
     address: LocalAddress,
+    /// systemd has it too, and keeps those who wait for whoever comes after us.
+    lent: bool,
 }
 
 impl Claim {
@@ -28,7 +31,12 @@ impl Claim {
         if matches!(address, LocalAddress::Tcp(_)) {
             tcp::tune(&socket);
         }
-        Ok(Self { file, socket, address })
+        Ok(Self { file, socket, address, lent: false })
+    }
+
+    /// The same of a socket that is systemd's.
+    pub(super) fn lent(socket: Socket, address: LocalAddress) -> io::Result<Self> {
+        Ok(Self { lent: true, ..Self::new(socket, address, None)? })
     }
 
     /// Where it is, with the real port where the configuration said 0.
@@ -53,6 +61,33 @@ impl Claim {
         } else {
             TcpListener::from_std(socket.into()).map(Listener::Tcp)
         }
+    }
+
+    /// Gives the address up. Returns those who wait there.
+    pub(super) fn end(mut self) -> Vec<(socket::Socket, Peer)> {
+        if self.lent {
+            return Vec::new();
+        }
+        self.file = None;
+        let mut waiting = Vec::new();
+        loop {
+            match self.accept() {
+                Ok(accepted) => waiting.push(accepted),
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(_) => return waiting,
+            }
+        }
+    }
+
+    fn accept(&self) -> io::Result<(socket::Socket, Peer)> {
+        let (socket, from) = self.socket.accept()?;
+        socket.set_nonblocking(true)?;
+        if let Some(from) = from.as_socket() {
+            return Ok((TcpStream::from_std(socket.into())?.into(), Peer::Tcp(from)));
+        }
+        let stream = UnixStream::from_std(socket.into())?;
+        let peer = unix::peer(&stream);
+        Ok((stream.into(), peer))
     }
 }
 

@@ -101,5 +101,5 @@ fn claim(socket: &Socket, allow_remote_clients: bool) -> Result<Claim, String> {
         ));
     }
     let socket = socket.try_clone().map_err(cannot)?;
-    Claim::new(socket, bound, None).map_err(cannot)
+    Claim::lent(socket, bound).map_err(cannot)
 }

@@ -55,6 +55,23 @@ async fn all_addresses_accept() {
 }
 
 #[tokio::test]
+async fn whoever_waits_in_the_end_is_accepted_where_nobody_else_does() {
+    let (_dir, path) = place();
+    let at = vec![LocalAddress::Tcp("127.0.0.1:0".parse().unwrap()), LocalAddress::Unix(path.clone())];
+    let bound = bind(at).unwrap();
+    let tcp = bound.addresses().find_map(LocalAddress::tcp).unwrap();
+    let clients = [(); 3].map(|()| std::net::TcpStream::connect(tcp).unwrap());
+    let _local = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let held = bound.claims.clone();
+    assert!(bound.end().is_empty(), "somebody else would have accepted them");
+    let waiting: Vec<Peer> = Bound::new(held).unwrap().end().into_iter().map(|(_, peer)| peer).collect();
+    let expected = clients.map(|client| Peer::Tcp(client.local_addr().unwrap()));
+    assert_eq!(waiting[..3], expected);
+    assert!(matches!(waiting[3..], [Peer::Process { .. }]), "{waiting:?}");
+    assert!(!path.exists() && TcpStream::connect(tcp).await.is_err());
+}
+
+#[tokio::test]
 async fn a_taken_address_is_named() {
     let first = Bound::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
     let taken = first.addresses().next().unwrap().clone();

@@ -56,6 +56,7 @@ pub fn find(program: &str) -> PathBuf {
     if let Ok(versions) = std::fs::read_dir("/usr/lib/postgresql") {
         places.extend(versions.filter_map(Result::ok).map(|version| version.path().join("bin")));
     }
+    places.push(PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/bin")));
     let found = places.iter().map(|place| place.join(program)).find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("{program} is not there: {INSTALL}"))
 }

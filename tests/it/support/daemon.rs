@@ -68,6 +68,11 @@ impl Daemon {
         let mut command = command(&path, &["run"]);
         command.env("RUST_LOG", "tunnelkeeper=debug").stdout(Stdio::piped()).stderr(Stdio::piped());
         change(&mut command);
+        Self::spawn(dir, command)
+    }
+
+    /// Starts a command that is the daemon, or becomes it. What it says on standard error is piped.
+    pub fn spawn(dir: TempDir, mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let (log, other) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
         collect(child.stderr.take().unwrap(), &log, &other);
