@@ -84,7 +84,7 @@ fn footer(snapshot: &Snapshot) -> Markup {
         footer {
             p {
                 "The same for programs: " a href="/api/v1/status" { "/api/v1/status" } ", " a href="/metrics" { "/metrics" } ". "
-                "Charts show the last hour, or what of it the daemon has seen in " (age(snapshot, snapshot.daemon.started)) "."
+    "Charts cover the last hour."
             }
         }
     }

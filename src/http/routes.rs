@@ -245,6 +245,24 @@ mod tests {
     }
 
     #[test]
+    fn a_browser_keeps_what_belongs_to_the_page_and_lets_nothing_else_in() {
+        let routes = routes(true, true);
+        for (path, caching) in
+            [("/", "no-store"), ("/page.js?v=1", "max-age=86400, immutable"), ("/metrics", "no-store")]
+        {
+            let request = Request::builder().uri(path).header(HOST, "localhost").body(()).unwrap();
+            let answer = routes.answer(&request);
+            assert_eq!(answer.headers()[CACHE_CONTROL], caching, "{path}");
+            let policy = answer.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap();
+            assert!(
+                policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self'; "),
+                "{policy}"
+            );
+            assert!(!policy.contains("unsafe") && !policy.contains('*') && !policy.contains(':'), "{policy}");
+        }
+    }
+
+    #[test]
     fn on_loopback_only_loopback_names_are_answered() {
         let routes = routes(true, true);
         for good in

@@ -109,9 +109,16 @@ fn from_other_machines_only_what_monitoring_needs() {
             )
             .0
         };
-        for (path, code) in
-            [("/metrics", 200), ("/livez", 200), ("/readyz", 200), ("/", page), ("/api/v1/status", page)]
-        {
+        for (path, code) in [
+            ("/metrics", 200),
+            ("/livez", 200),
+            ("/readyz", 200),
+            ("/", page),
+            ("/page.css", page),
+            ("/page.js", page),
+            ("/page.svg", page),
+            ("/api/v1/status", page),
+        ] {
             assert_eq!(ask(path), code, "{path} with {allow:?}");
         }
     }

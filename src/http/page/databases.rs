@@ -3,6 +3,7 @@
 use maud::{Markup, html};
 
 use super::chart::chart;
+use super::headline::is_unreachable;
 use super::mark;
 use super::table::{row, section as titled};
 use crate::history::{History, Unit};
@@ -13,11 +14,11 @@ const COLUMNS: [&str; 7] =
     ["Database", "Tunnel", "Probe", "Last hour", "Probe took", "Clients", "Clients connect to"];
 
 pub(super) fn section(snapshot: &Snapshot, history: &History) -> Markup {
-    let rows = html! { @for database in &snapshot.databases { (of_database(history, database)) } };
+    let rows = html! { @for database in &snapshot.databases { (of_database(snapshot, history, database)) } };
     titled("databases", "Databases", &COLUMNS, &rows)
 }
 
-fn of_database(history: &History, database: &Database) -> Markup {
+fn of_database(snapshot: &Snapshot, history: &History, database: &Database) -> Markup {
     let Database { name, kind, .. } = database;
     let track = Name::parse(name).ok().and_then(|name| history.track(&Unit::Database(name)));
     let latency = database.probe.latency_seconds.filter(|_| database.up && database.probe.verdict == "up");
@@ -28,7 +29,7 @@ fn of_database(history: &History, database: &Database) -> Markup {
             @if !database.accepting { div { (mark("odd", "removed: takes no new clients")) } }
         },
         html! {
-            @if database.up { (mark("good", "up")) } @else { (mark("bad", "down")) }
+            (tunnel(snapshot, database))
             div.facts { "through " (database.bastions.join(", ")) }
         },
         html! { (verdict(database)) div.facts { (database.probe.level) } },
@@ -41,6 +42,14 @@ fn of_database(history: &History, database: &Database) -> Markup {
         html! { @for address in &database.listen { div { code { (address) } } } },
     ];
     row(&format!("database.{name}"), &COLUMNS, &cells)
+}
+
+fn tunnel(snapshot: &Snapshot, database: &Database) -> Markup {
+    match (database.up, is_unreachable(snapshot, database)) {
+        (true, _) => mark("good", "up"),
+        (false, true) => mark("bad", "down"),
+        (false, false) => mark("unknown", "connecting"),
+    }
 }
 
 fn verdict(database: &Database) -> Markup {

@@ -72,7 +72,8 @@ fn is_reachable(database: &Database) -> bool {
     database.up && matches!(database.probe.verdict.as_str(), "up" | "not probed")
 }
 
-fn is_unreachable(snapshot: &Snapshot, database: &Database) -> bool {
+/// No tunnel to it is up nor on its way for the first time, or its probe finds it down.
+pub(super) fn is_unreachable(snapshot: &Snapshot, database: &Database) -> bool {
     let ways = || snapshot.bastions.iter().filter(|bastion| database.bastions.contains(&bastion.name));
     if database.up { database.probe.verdict == "down" } else { ways().all(is_down) }
 }

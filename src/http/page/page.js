@@ -33,9 +33,9 @@
   };
 
   const show = (news) => {
-    // Another version of the daemon has another script and another style.
-    const source = (page) => page.querySelector("script").getAttribute("src");
-    if (source(document) !== source(news)) return location.reload();
+    // Another version of the daemon has another style and another script.
+    const version = (page) => page.querySelector("link[rel=stylesheet]").getAttribute("href");
+    if (version(document) !== version(news)) return location.reload();
     const focused = document.activeElement;
     for (const part of ["header", "main", "footer"]) become(document.querySelector(part), news.querySelector(part));
     if (focused.isConnected && focused !== document.activeElement) focused.focus({ preventScroll: true });
