@@ -50,25 +50,31 @@ fn directory(name: &str) -> PathBuf {
     file("deploy/kubernetes").join(name)
 }
 
-/// Holds manifests against the schemas, and returns them.
-fn judge(manifests: &[u8]) -> Result<Vec<Value>, String> {
-    let mut command = python();
-    command.arg(file("tests/it/kubernetes/judge.py"));
-    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut judge = piped.spawn().unwrap();
-    judge.stdin.take().unwrap().write_all(manifests).unwrap();
-    let output = judge.wait_with_output().unwrap();
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-    }
-    Ok(serde_json::from_slice(&output.stdout).unwrap())
+/// Runs a program with the modules that tests/it/kubernetes/prepare has installed; what it printed, or what it complained of.
+fn python(arguments: &[&str], input: &[u8]) -> Result<String, String> {
+    let python = file("target/python/bin/python3");
+    assert!(python.exists(), "what judges manifests is not there: run tests/it/kubernetes/prepare");
+    let mut command = Command::new(python);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = command.spawn().unwrap();
+    running.stdin.take().unwrap().write_all(input).unwrap();
+    let output = running.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
 
-/// With the modules that tests/it/kubernetes/prepare has installed.
-fn python() -> Command {
-    let python = file("target/python/bin/python3");
-    assert!(python.exists(), "what judges manifests is not there: run tests/prepare");
-    Command::new(python)
+/// The documents of a YAML file.
+fn documents(yaml: &[u8]) -> Vec<Value> {
+    let script =
+        "import json, sys, yaml; print(json.dumps([each for each in yaml.safe_load_all(sys.stdin) if each]))";
+    serde_json::from_str(&python(&["-c", script], yaml).unwrap()).unwrap()
+}
+
+/// Holds manifests against the schemas; how many, or what is wrong with them.
+fn judge(manifests: &[u8]) -> Result<usize, String> {
+    let script = file("tests/it/kubernetes/judge.py");
+    let judged = python(&[script.to_str().unwrap()], manifests)?;
+    Ok(judged.lines().filter(|line| line.starts_with("good: ")).count())
 }
 
 fn kustomize(variant: &str) -> Vec<u8> {
@@ -78,7 +84,7 @@ fn kustomize(variant: &str) -> Vec<u8> {
 }
 
 fn rendered(variant: &str) -> Vec<Value> {
-    judge(&kustomize(variant)).unwrap()
+    documents(&kustomize(variant))
 }
 
 fn of_kind<'a>(manifests: &'a [Value], kind: &str) -> &'a Value {
@@ -119,10 +125,12 @@ fn text(value: &Value) -> &str {
 fn every_manifest_holds_against_the_published_schemas() {
     let mut judged = 0;
     for (variant, kinds) in VARIANTS {
-        let manifests = rendered(variant);
+        let rendered = kustomize(variant);
+        let manifests = documents(&rendered);
         let mut found: Vec<&str> = manifests.iter().map(|manifest| text(&manifest["kind"])).collect();
         found.sort_unstable();
         assert_eq!(found, kinds, "{variant}");
+        assert_eq!(judge(&rendered).unwrap(), found.len());
         judged += found.len();
     }
     assert_eq!(judged, 14);
@@ -255,18 +263,16 @@ fn rule_files_become_objects_for_the_operator() {
         text.lines().any(|line| line == "groups:")
     });
     let files: Vec<PathBuf> = ours.chain([own]).collect();
-    for path in files {
-        let script = directory("monitoring").join("prometheus-rules");
-        let output = Command::new(script).arg(&path).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        let made = judge(&output.stdout).unwrap();
-        assert_eq!((made.len(), &made[0]["kind"]), (1, &json!("PrometheusRule")));
-        let name = text(&made[0]["metadata"]["name"]);
+    let script = directory("monitoring").join("prometheus-rules");
+    let output = Command::new(script).args(&files).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(judge(&output.stdout).unwrap(), files.len());
+    for (made, path) in documents(&output.stdout).iter().zip(&files) {
+        assert_eq!(made["kind"], "PrometheusRule");
+        let name = text(&made["metadata"]["name"]);
         let is_good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         assert!(name.starts_with("tunnelkeeper-") && name.chars().all(is_good), "{name}");
-        let script = "import json, sys, yaml; print(json.dumps(yaml.safe_load(open(sys.argv[1]))))";
-        let rules = said(python().args(["-c", script]).arg(&path)).unwrap();
-        assert_eq!(made[0]["spec"], serde_json::from_str::<Value>(&rules).unwrap(), "{}", path.display());
+        assert_eq!(made["spec"], documents(&fs::read(path).unwrap())[0], "{}", path.display());
     }
 }
 

@@ -1,4 +1,4 @@
-"""Reads manifests from standard input, holds each against its published schema, and prints them as JSON.
+"""Reads manifests from standard input, and holds each against its published schema.
 
 Of Kubernetes' own kinds these are the schemas of the oldest version that the manifests are for and of the newest that is
 known, strictly. Of the Prometheus operator's they are models made from its definitions, which drop what they do not know:
@@ -30,10 +30,10 @@ def judge_operators(manifest):
         raise ValueError(f"of {json.dumps(manifest)} the operator knows {json.dumps(known)}")
 
 
-manifests = [manifest for manifest in yaml.safe_load_all(sys.stdin) if manifest]
-for manifest in manifests:
+for manifest in yaml.safe_load_all(sys.stdin):
+    name = f"{manifest['kind']} {manifest['metadata']['name']}"
     try:
         (judge_operators if manifest["apiVersion"] == OPERATORS else judge_kubernetes)(manifest)
     except (ValueError, kubernetes_validate.SchemaNotFoundError, kubernetes_validate.ValidationError) as error:
-        sys.exit(f"{manifest['kind']}: {error}")
-json.dump(manifests, sys.stdout)
+        sys.exit(f"{name}: {error}")
+    print(f"good: {name}")
