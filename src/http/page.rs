@@ -36,7 +36,7 @@ pub(super) fn render(snapshot: &Snapshot, history: &History) -> String {
                     (changes::section(snapshot, history))
                     (trouble::over(snapshot))
                 }
-                (footer(snapshot))
+                (footer())
             }
         }
     };
@@ -79,7 +79,7 @@ fn header(snapshot: &Snapshot, headline: &Headline) -> Markup {
     }
 }
 
-fn footer(snapshot: &Snapshot) -> Markup {
+fn footer() -> Markup {
     html! {
         footer {
             p {
