@@ -8,6 +8,7 @@
 mod bastion;
 mod database;
 mod ledger;
+mod tally;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -15,16 +16,18 @@ use std::time::SystemTime;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    CounterVec, Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    Opts, Registry, TextEncoder,
+    CounterVec, Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts,
+    Registry, TextEncoder,
 };
 
 pub use bastion::BastionMetrics;
 pub use database::{DatabaseMetrics, Direction, Outcome, ProbePhase};
 
+use crate::failure::Cause;
 use crate::ids::Name;
 use crate::snapshot::{Snapshot, Stamp};
 use ledger::Series;
+use tally::{Cell, Tallies};
 
 /// Seconds, for queries, turnaround, durations and holds.
 const LONG: [f64; 18] = [
@@ -53,6 +56,11 @@ impl Registrar<'_> {
 
     fn counter(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
         self.keep(IntCounterVec::new(Opts::new(name, help).namespace(PREFIX), labels))
+    }
+
+    /// Counters whose labels are known but for the owner's.
+    fn tallies(&self, name: &str, help: &str, labels: &[&str]) -> Result<Tallies, Error> {
+        self.keep(Tallies::new(&Opts::new(name, help).namespace(PREFIX), labels))
     }
 
     fn seconds_counter(&self, name: &str, help: &str, labels: &[&str]) -> Result<CounterVec, Error> {
@@ -176,8 +184,15 @@ fn set_if_known(family: &GaugeVec, labels: &[&str], value: Option<f64>) {
     }
 }
 
-/// A counter for each of a closed set of causes.
-type ByCause = std::collections::BTreeMap<crate::failure::Cause, IntCounter>;
+/// As a cause is counted where both are labels.
+fn by_phase(cause: Cause) -> Cell {
+    [cause.phase().as_str(), cause.reason()]
+}
+
+/// And where the phase goes without saying.
+fn by_reason(cause: Cause) -> Cell {
+    [cause.reason(), ""]
+}
 
 /// A histogram's handle takes durations.
 #[derive(Clone)]

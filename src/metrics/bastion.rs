@@ -1,11 +1,12 @@
 //! The series of a bastion.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, OnceLock};
 
-use prometheus::{CounterVec, Error, GaugeVec, HistogramVec, IntCounterVec};
+use prometheus::{CounterVec, Error, GaugeVec, HistogramVec};
 
 use super::ledger::{Had, Ledger, Series};
-use super::{ByCause, Registrar, SHORT, Timings, set_if_known};
+use super::tally::{Tallies, Tally};
+use super::{Registrar, SHORT, Timings, by_phase, by_reason, set_if_known};
 use crate::failure::{Cause, Phase};
 use crate::ids::Name;
 use crate::snapshot::Bastion;
@@ -17,8 +18,8 @@ pub(super) struct Families {
     uptime: CounterVec,
     sessions: GaugeVec,
     establish: HistogramVec,
-    failures: IntCounterVec,
-    losses: IntCounterVec,
+    failures: Tallies,
+    losses: Tallies,
     stalled: CounterVec,
     round_trip: HistogramVec,
     unanswered: GaugeVec,
@@ -56,12 +57,12 @@ impl Families {
                 bastion,
                 &SHORT,
             )?,
-            failures: registrar.counter(
+            failures: registrar.tallies(
                 "session_failures_total",
                 "Attempts that did not establish a session.",
                 &["bastion", "phase", "reason"],
             )?,
-            losses: registrar.counter(
+            losses: registrar.tallies(
                 "session_losses_total",
                 "Established sessions lost.",
                 &["bastion", "reason"],
@@ -114,9 +115,11 @@ impl Families {
 /// The handles of one bastion.
 pub struct BastionMetrics {
     name: Name,
-    family: IntCounterVec,
-    failures: Mutex<Failures>,
-    losses: ByCause,
+    family: Tallies,
+    failures: Arc<Tally>,
+    /// Of the jump before it, where it has one.
+    jump_failures: OnceLock<Arc<Tally>>,
+    losses: Arc<Tally>,
     /// From name look-up to the first answered ping.
     pub establish: Timings,
     /// Round trips of answered pings.
@@ -124,25 +127,14 @@ pub struct BastionMetrics {
     _ledger: Ledger,
 }
 
-/// Attempts that failed.
-struct Failures {
-    counters: ByCause,
-    ledger: Ledger,
-}
-
-impl Failures {
-    fn expect(&mut self, family: &IntCounterVec, bastion: &Name, phases: &[Phase]) {
-        let causes = Cause::ALL.iter().filter(|cause| phases.contains(&cause.phase()));
-        for cause in causes {
-            let labels = [bastion.as_str(), cause.phase().as_str(), cause.reason()];
-            self.counters.entry(*cause).or_insert_with(|| self.ledger.counter(family, &labels));
-        }
-    }
-}
-
 /// The phases in which an attempt can fail.
 const ATTEMPT: [Phase; 7] =
     [Phase::Dns, Phase::Tcp, Phase::Banner, Phase::Kex, Phase::HostKey, Phase::Auth, Phase::Session];
+
+/// The causes of these phases.
+pub(super) fn of_phases(phases: &[Phase]) -> impl Iterator<Item = Cause> {
+    Cause::ALL.iter().copied().filter(move |cause| phases.contains(&cause.phase()))
+}
 
 /// The causes for which an established session can be lost.
 pub(super) fn session_losses() -> impl Iterator<Item = Cause> {
@@ -158,16 +150,12 @@ impl BastionMetrics {
             .observed(&[&families.up, &families.up_since, &families.sessions, &families.unanswered], &[name]);
         ledger.observed(&[&families.certificate_expiry], &[name]);
         ledger.raised(&[&families.uptime, &families.stalled], &[name]);
-        let mut failures = Failures { counters: ByCause::new(), ledger: Ledger::new(&families.series) };
-        failures.expect(&families.failures, bastion, &ATTEMPT);
-        let losses = session_losses()
-            .map(|cause| (cause, ledger.counter(&families.losses, &[name, cause.reason()])))
-            .collect();
         Self {
             name: bastion.clone(),
             family: families.failures.clone(),
-            failures: Mutex::new(failures),
-            losses,
+            failures: families.failures.of(&[name], of_phases(&ATTEMPT).map(by_phase)),
+            jump_failures: OnceLock::new(),
+            losses: families.losses.of(&[name], session_losses().map(by_reason)),
             establish: ledger.timings(&families.establish, &[name]),
             round_trip: ledger.timings(&families.round_trip, &[name]),
             _ledger: ledger,
@@ -176,24 +164,19 @@ impl BastionMetrics {
 
     /// It is reached through another bastion, which may not connect to it.
     pub fn expect_jump(&self) {
-        self.failures().expect(&self.family, &self.name, &[Phase::Channel]);
+        let cells = of_phases(&[Phase::Channel]).map(by_phase);
+        self.jump_failures.get_or_init(|| self.family.of(&[self.name.as_str()], cells));
     }
 
     /// An attempt did not establish a session.
     pub fn failed(&self, cause: Cause) {
-        if let Some(counter) = self.failures().counters.get(&cause) {
-            counter.inc();
+        for tally in [Some(&self.failures), self.jump_failures.get()].into_iter().flatten() {
+            tally.count(by_phase(cause));
         }
-    }
-
-    fn failures(&self) -> MutexGuard<'_, Failures> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An established session was lost.
     pub fn lost(&self, cause: Cause) {
-        if let Some(counter) = self.losses.get(&cause) {
-            counter.inc();
-        }
+        self.losses.count(by_reason(cause));
     }
 }

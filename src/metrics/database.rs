@@ -1,12 +1,13 @@
 //! The series of a database: of its forward and of its probe.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::{CounterVec, Error, GaugeVec, HistogramVec, IntCounter, IntCounterVec};
 
-use super::bastion::session_losses;
+use super::bastion::{of_phases, session_losses};
 use super::ledger::{Had, Ledger, Series};
-use super::{ByCause, LONG, Registrar, SHORT, Timings, set_if_known};
+use super::tally::{Cell, Tallies, Tally};
+use super::{LONG, Registrar, SHORT, Timings, by_phase, by_reason, set_if_known};
 use crate::failure::{Cause, Phase};
 use crate::ids::Name;
 use crate::pgwire::{Encryption, ErrorClass};
@@ -74,19 +75,19 @@ pub(super) struct Families {
     bastion_info: GaugeVec,
     active: GaugeVec,
     held: GaugeVec,
-    connections: IntCounterVec,
-    cut: IntCounterVec,
+    connections: Tallies,
+    cut: Tallies,
     hold: HistogramVec,
     open: HistogramVec,
     duration: HistogramVec,
     bytes: IntCounterVec,
     startups: IntCounterVec,
     query_duration: HistogramVec,
-    query_errors: IntCounterVec,
+    query_errors: Tallies,
     turnaround: HistogramVec,
-    channel_failures: IntCounterVec,
+    channel_failures: Tallies,
     probe_up: GaugeVec,
-    probes: IntCounterVec,
+    probes: Tallies,
     probe_phase: HistogramVec,
     probe_last_success: GaugeVec,
 }
@@ -110,12 +111,12 @@ impl Families {
             )?,
             active: registrar.gauge("clients_active", "Clients carried or being placed.", database)?,
             held: registrar.gauge("clients_held", "Clients waiting for a session.", database)?,
-            connections: registrar.counter(
+            connections: registrar.tallies(
                 "client_connections_total",
                 "Client connections by what became of them.",
                 &with("outcome"),
             )?,
-            cut: registrar.counter(
+            cut: registrar.tallies(
                 "clients_cut_total",
                 "Clients ended by us before they were done.",
                 &with("reason"),
@@ -150,7 +151,7 @@ impl Families {
                 database,
                 &LONG,
             )?,
-            query_errors: registrar.counter(
+            query_errors: registrar.tallies(
                 "query_errors_total",
                 "Errors that answered clients' queries, by the class of their code; without encryption only.",
                 &with("sqlstate_class"),
@@ -161,7 +162,7 @@ impl Families {
                 database,
                 &LONG,
             )?,
-            channel_failures: registrar.counter(
+            channel_failures: registrar.tallies(
                 "channel_failures_total",
                 "Connections to the database that the bastion did not make.",
                 &["database", "bastion", "reason"],
@@ -171,7 +172,7 @@ impl Families {
                 "The probe's verdict; absent until there is one.",
                 database,
             )?,
-            probes: registrar.counter(
+            probes: registrar.tallies(
                 "probes_total",
                 "Probes by result.",
                 &["database", "phase", "reason"],
@@ -217,7 +218,7 @@ struct Ways {
     database: Name,
     series: Series,
     bastion_info: GaugeVec,
-    channel_failures: IntCounterVec,
+    channel_failures: Tallies,
     known: Mutex<Known>,
 }
 
@@ -232,8 +233,7 @@ struct Known {
 /// And behind one of them.
 struct Way {
     bastion: Name,
-    channel_failures: ByCause,
-    _ledger: Ledger,
+    channel_failures: Arc<Tally>,
 }
 
 impl Ways {
@@ -262,31 +262,24 @@ impl Ways {
     }
 
     fn way(&self, bastion: &Name) -> Way {
-        let mut ledger = Ledger::new(&self.series);
-        let failures = of_phases([Phase::Channel]).map(|cause| {
-            let labels = [self.database.as_str(), bastion.as_str(), cause.reason()];
-            (cause, ledger.counter(&self.channel_failures, &labels))
-        });
-        let channel_failures = failures.collect();
-        Way { bastion: bastion.clone(), channel_failures, _ledger: ledger }
+        let owner = [self.database.as_str(), bastion.as_str()];
+        let channel_failures = self.channel_failures.of(&owner, of_phases(&[Phase::Channel]).map(by_reason));
+        Way { bastion: bastion.clone(), channel_failures }
     }
 }
 
 /// The handles of one database.
 pub struct DatabaseMetrics {
-    connections: Vec<(Outcome, IntCounter)>,
-    cut: ByCause,
+    connections: Arc<Tally>,
+    cut: Arc<Tally>,
     ways: Ways,
-    probe_failures: ByCause,
-    probes_ok: IntCounter,
-    probes_skipped: IntCounter,
+    probes: Arc<Tally>,
     probe_phases: Vec<(ProbePhase, Timings)>,
     to_database: IntCounter,
     from_database: IntCounter,
     startups_tls: IntCounter,
     startups_plain: IntCounter,
-    /// By [`ErrorClass::index`].
-    query_errors: Vec<IntCounter>,
+    query_errors: Arc<Tally>,
     /// From the last byte of a client's query to the end of its answer.
     pub query_duration: Timings,
     /// From the last byte that an encrypted client sent to the first that came back.
@@ -303,9 +296,8 @@ pub struct DatabaseMetrics {
 /// The phases in which a probe can fail.
 const PROBED: [Phase; 5] = [Phase::Channel, Phase::Credentials, Phase::DbTls, Phase::DbLogin, Phase::DbQuery];
 
-fn of_phases<const N: usize>(phases: [Phase; N]) -> impl Iterator<Item = Cause> {
-    Cause::ALL.iter().copied().filter(move |cause| phases.contains(&cause.phase()))
-}
+const PROBE_OK: Cell = ["ok", "ok"];
+const PROBE_SKIPPED: Cell = ["skipped", "skipped"];
 
 fn cut_causes() -> impl Iterator<Item = Cause> {
     session_losses().chain([Cause::ClientStalled, Cause::ClientIdle, Cause::ClientDrained])
@@ -324,12 +316,6 @@ impl DatabaseMetrics {
         ];
         ledger.observed(&observed, &[name]);
         ledger.raised(&[&families.uptime], &[name]);
-        let connections = OUTCOMES
-            .map(|(outcome, label)| (outcome, ledger.counter(&families.connections, &[name, label])))
-            .to_vec();
-        let cut = cut_causes()
-            .map(|cause| (cause, ledger.counter(&families.cut, &[name, cause.reason()])))
-            .collect();
         let ways = Ways {
             database: database.clone(),
             series: families.series.clone(),
@@ -338,30 +324,23 @@ impl DatabaseMetrics {
             known: Mutex::default(),
         };
         ways.set(bastions);
-        let probe_failures = of_phases(PROBED)
-            .map(|cause| {
-                let labels = [name, cause.phase().as_str(), cause.reason()];
-                (cause, ledger.counter(&families.probes, &labels))
-            })
-            .collect();
+        let probes = [PROBE_OK, PROBE_SKIPPED].into_iter().chain(of_phases(&PROBED).map(by_phase));
         let probe_phases = PROBE_PHASES
             .map(|(phase, label)| (phase, ledger.timings(&families.probe_phase, &[name, label])))
             .to_vec();
         Self {
-            connections,
-            cut,
+            connections: families.connections.of(&[name], OUTCOMES.map(|(_, label)| [label, ""])),
+            cut: families.cut.of(&[name], cut_causes().map(by_reason)),
             ways,
-            probe_failures,
-            probes_ok: ledger.counter(&families.probes, &[name, "ok", "ok"]),
-            probes_skipped: ledger.counter(&families.probes, &[name, "skipped", "skipped"]),
+            probes: families.probes.of(&[name], probes),
             probe_phases,
             to_database: ledger.counter(&families.bytes, &[name, "to_database"]),
             from_database: ledger.counter(&families.bytes, &[name, "from_database"]),
             startups_tls: ledger.counter(&families.startups, &[name, "tls"]),
             startups_plain: ledger.counter(&families.startups, &[name, "plain"]),
-            query_errors: ErrorClass::all()
-                .map(|class| ledger.counter(&families.query_errors, &[name, class.as_str()]))
-                .collect(),
+            query_errors: families
+                .query_errors
+                .of(&[name], ErrorClass::all().map(|class| [class.as_str(), ""])),
             query_duration: ledger.timings(&families.query_duration, &[name]),
             turnaround: ledger.timings(&families.turnaround, &[name]),
             hold: ledger.timings(&families.hold, &[name]),
@@ -373,16 +352,14 @@ impl DatabaseMetrics {
 
     /// A client's connection came to this.
     pub fn connection(&self, outcome: Outcome) {
-        if let Some((_, counter)) = self.connections.iter().find(|(known, _)| *known == outcome) {
-            counter.inc();
+        if let Some((_, label)) = OUTCOMES.iter().find(|(known, _)| *known == outcome) {
+            self.connections.count([label, ""]);
         }
     }
 
     /// A client was ended by us.
     pub fn cut(&self, cause: Cause) {
-        if let Some(counter) = self.cut.get(&cause) {
-            counter.inc();
-        }
+        self.cut.count(by_reason(cause));
     }
 
     /// The database is behind these bastions from now on.
@@ -394,8 +371,8 @@ impl DatabaseMetrics {
     pub fn channel_failed(&self, bastion: &Name, cause: Cause) {
         let known = self.ways.lock();
         let way = known.ways.iter().find(|way| way.bastion == *bastion);
-        if let Some(counter) = way.and_then(|way| way.channel_failures.get(&cause)) {
-            counter.inc();
+        if let Some(way) = way {
+            way.channel_failures.count(by_reason(cause));
         }
     }
 
@@ -424,26 +401,22 @@ impl DatabaseMetrics {
 
     /// A client's query was answered with an error.
     pub fn query_failed(&self, class: ErrorClass) {
-        if let Some(counter) = self.query_errors.get(class.index()) {
-            counter.inc();
-        }
+        self.query_errors.count([class.as_str(), ""]);
     }
 
     /// A probe succeeded.
     pub fn probe_answered(&self) {
-        self.probes_ok.inc();
+        self.probes.count(PROBE_OK);
     }
 
     /// A probe was not made.
     pub fn probe_skipped(&self) {
-        self.probes_skipped.inc();
+        self.probes.count(PROBE_SKIPPED);
     }
 
     /// A probe failed.
     pub fn probe_failed(&self, cause: Cause) {
-        if let Some(counter) = self.probe_failures.get(&cause) {
-            counter.inc();
-        }
+        self.probes.count(by_phase(cause));
     }
 
     /// A phase of a probe took so long.
