@@ -30,6 +30,8 @@ pub(super) fn chart(name: &str, what: &str, track: Option<&Track>) -> Markup {
                 path.area d=(area) {}
                 path.line d=(line) {}
             }
+            // The whole hour, also where nothing is known of it.
+            path.hour d={ "M0 270h" (BUCKETS) "v20h-" (BUCKETS) "z" } {}
             path.up d=(blocks(&buckets, true, 270, 20)) {}
             path.down d=(blocks(&buckets, false, 225, 75)) {}
         }

@@ -5,11 +5,11 @@
 
 use maud::{Markup, html};
 
-/// A table. The caption is a heading, or stands beside one.
-pub(super) fn table(caption: &Markup, columns: &[&str], rows: &Markup) -> Markup {
+/// A table. Its caption is for those who do not see the heading above it.
+fn table(heading: &str, columns: &[&str], rows: &Markup) -> Markup {
     html! {
         table role="table" {
-            caption { (caption) }
+            caption { span.unseen { (heading) } }
             thead role="rowgroup" {
                 tr role="row" {
                     @for column in columns { th role="columnheader" scope="col" { (column) } }
@@ -33,7 +33,7 @@ pub(super) fn row(id: &str, columns: &[&str], cells: &[Markup]) -> Markup {
 
 /// A section whose table is always to be seen. By its id the script knows it again.
 pub(super) fn section(id: &str, heading: &str, columns: &[&str], rows: &Markup) -> Markup {
-    html! { section #(id) { (table(&html! { h2 { (heading) } }, columns, rows)) } }
+    html! { section #(id) { h2 { (heading) } (table(heading, columns, rows)) } }
 }
 
 /// A section that is folded up unless there is a reason to look: it has a summary instead.
@@ -45,12 +45,11 @@ pub(super) fn folded(
     columns: &[&str],
     rows: &[Markup],
 ) -> Markup {
-    let caption = html! { span.unseen { (heading) } };
     html! {
         section #(id) {
             details open[open] {
                 summary { h2 { (heading) } " " span.facts { (summary) } }
-                @if !rows.is_empty() { (table(&caption, columns, &html! { @for row in rows { (row) } })) }
+                @if !rows.is_empty() { (table(heading, columns, &html! { @for row in rows { (row) } })) }
             }
         }
     }

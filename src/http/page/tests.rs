@@ -18,9 +18,9 @@ fn what_lasts_is_explained() {
     let page = render(&troubled(), &History::default());
     for (text, times) in [
         ("<h2>What is wrong</h2>", 1),
-        ("<code class=\"cause\">auth rejected</code> the", 2),
-        ("<code class=\"cause\">channel prohibited</code> the", 2),
-        ("<code class=\"cause\">db_login rejected</code> the", 2),
+        ("<code class=\"cause\">auth rejected: </code>the", 2),
+        ("<code class=\"cause\">channel prohibited: </code>the", 2),
+        ("<code class=\"cause\">db_login rejected: </code>the", 2),
         ("for 10s</span></h3>", 4),
         ("heal prohibited", 2),
         ("tunnelkeeper keygen gone", 1),

@@ -85,7 +85,7 @@ fn card(
         article #(id) .(class) {
             h3 { (mark(class, name)) ": " (what) @if let Some(since) = since { " " span.facts { "for " (since) } } }
             @if let Some(trouble) = trouble {
-                p { (cause(trouble)) " " (trouble.detail) }
+                (explained(trouble))
                 p.hint { (sentence(&trouble.hint)) }
             }
             (more)
@@ -93,9 +93,9 @@ fn card(
     }
 }
 
-/// The words by which it is found in the log and in the metrics.
-fn cause(trouble: &Trouble) -> Markup {
-    html! { code.cause { (trouble.phase) " " (trouble.reason) } }
+/// The same words as in the log and in what clients are told, so that they are found by them.
+fn explained(trouble: &Trouble) -> Markup {
+    html! { p { code.cause { (trouble.phase) " " (trouble.reason) ": " } (trouble.detail) } }
 }
 
 const OVER: [&str; 4] = ["Where", "Last seen", "Failure", "What to do if it returns"];
@@ -117,7 +117,7 @@ pub(super) fn over(snapshot: &Snapshot) -> Markup {
             let cells = [
                 html! { (name) " " span.facts { (part) } },
                 html! { (age(snapshot, trouble.last)) " ago" },
-                html! { p { (cause(trouble)) " " (trouble.detail) } },
+                explained(trouble),
                 html! { p { (sentence(&trouble.hint)) } },
             ];
             Some(row(&id, &OVER, &cells))
