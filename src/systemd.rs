@@ -6,6 +6,11 @@
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+/// Longer than a service manager that is well takes to read.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether anybody hears what is said here.
 #[must_use]
@@ -49,7 +54,17 @@ pub async fn alive() {
     tell(|| sd_notify::notify(&[NotifyState::Watchdog])).await;
 }
 
-/// Sends aside: a service manager that does not read would block us.
+/// Sends aside, one message after another, and does not wait for long: a service manager that does not read would keep us
+/// from ending.
 async fn tell(message: impl FnOnce() -> std::io::Result<()> + Send + 'static) {
-    let _ = tokio::task::spawn_blocking(message).await;
+    static SENDING: Mutex<()> = Mutex::const_new(());
+    let send = async {
+        let turn = SENDING.lock().await;
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            message()
+        })
+        .await
+    };
+    let _ = timeout(PATIENCE, send).await;
 }

@@ -7,10 +7,16 @@ use tokio::time::sleep;
 use tracing::error;
 
 use crate::board::Board;
-use crate::failure::Cause;
+use crate::failure::{Cause, one_line};
 use crate::ids::Name;
 use crate::supervisor::Pulse;
 use crate::systemd;
+
+/// How many tunnels are named: systemd takes no message of 4 KiB.
+const MAX_NAMED: usize = 10;
+
+/// The longest line, in characters.
+const MAX_LINE: usize = 1000;
 
 /// How soon `systemctl status` shows a change.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -62,10 +68,15 @@ fn line(up: usize, down: &[(Name, Option<Cause>)], remarks: &[String]) -> String
         None => name.to_string(),
     };
     if !down.is_empty() {
-        parts.push(format!("down: {}", down.iter().map(explain).collect::<Vec<_>>().join(", ")));
+        let named = down.iter().take(MAX_NAMED).map(explain).collect::<Vec<_>>().join(", ");
+        let more = match down.len().saturating_sub(MAX_NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        parts.push(format!("down: {named}{more}"));
     }
     parts.extend_from_slice(remarks);
-    parts.join("; ")
+    one_line(&parts.join("; "), MAX_LINE)
 }
 
 #[cfg(test)]
@@ -78,6 +89,8 @@ mod tests {
         assert_eq!(line(2, &[], &[]), "2 of 2 tunnels up");
         let down = [(name("edge"), None), (name("prod"), Some(Cause::TcpRefused))];
         assert_eq!(line(1, &down, &[]), "1 of 3 tunnels up; down: edge, prod (tcp refused)");
+        let many = vec![(name("edge"), None); 12];
+        assert!(line(0, &many, &[]).ends_with("edge, edge and 2 more"));
         assert_eq!(line(0, &[], &["not reloaded".to_owned()]), "0 of 0 tunnels up; not reloaded");
     }
 }

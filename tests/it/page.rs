@@ -86,6 +86,8 @@ fn an_outage_comes_and_goes_before_the_readers_eyes() {
     browser.resize(900, 300);
     browser.open(&daemon.url());
     browser.wait(TELLS_IT_IS_UP);
+    // The history looks every few seconds, and of what was before its first look it knows nothing.
+    browser.wait("return document.getElementById('changes').innerText.includes('tunnel up')");
     // What a reload would lose: a mark, the focus, what is unfolded, the selection and the place on the page.
     browser.run(
         "window.mark = 'here';

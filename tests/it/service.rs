@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Bastion, Daemon, PATIENCE, Postgres};
+use crate::support::{Bastion, Daemon, PATIENCE, Postgres, eventually};
 
 /// The service manager's side.
 struct Manager {
     socket: UnixDatagram,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Manager {
@@ -22,7 +22,7 @@ impl Manager {
         let daemon = Daemon::with(config, |command| {
             command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", watchdog.as_micros().to_string());
         });
-        (Self { socket, _dir: dir }, daemon)
+        (Self { socket, dir }, daemon)
     }
 
     fn next(&self) -> String {
@@ -71,4 +71,19 @@ fn systemd_hears_how_the_daemon_is() {
 
     daemon.signal(Signal::SIGTERM);
     manager.until("STOPPING=1");
+}
+
+#[test]
+fn a_manager_that_does_not_read_does_not_keep_it_from_ending() {
+    let (bastion, section) = (Bastion::start(), Postgres::shared().unprobed_section("analytics", "prod"));
+    let config = format!("{}{section}", bastion.section("prod", bastion.port));
+    let (manager, mut daemon) = Manager::listening_to(&config, Duration::from_millis(4));
+    // It is fed until nobody can say anything more.
+    eventually("the socket is full", || {
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        sender.send_to(b"X=1", manager.dir.path().join("notify")).is_err().then_some(())
+    });
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.wait().success());
 }

@@ -14,8 +14,8 @@
     request.responseType = "document";
     request.timeout = PATIENCE;
     request.onload = () => {
-      if (request.status === 200 && request.responseXML) show(request.responseXML);
-      else miss(`it answers with status ${request.status}`);
+      if (request.status === 200 && request.responseXML?.getElementById("at")) show(request.responseXML);
+      else miss(`what answers, with status ${request.status}, is not this page`);
     };
     request.onerror = () => miss("it is not there");
     request.ontimeout = () => miss("it does not answer in time");
