@@ -1,5 +1,6 @@
 //! The daemon from its configuration to its end: binds everything, starts it, waits to be told to stop.
 
+mod history;
 mod reload;
 mod service;
 
@@ -14,14 +15,11 @@ use std::time::SystemTime;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::board::{Board, Stage};
-use crate::clock::now;
 use crate::forward::{MAX_TOLD, Room};
-use crate::history;
 use crate::http;
 use crate::ids::Name;
 use crate::lanes::Lanes;
@@ -144,7 +142,7 @@ impl Daemon {
                 Arc::clone(&board),
                 http_stop.clone(),
             ));
-            tokio::spawn(keep_history(Arc::clone(&board), http_stop.clone()));
+            tokio::spawn(history::keep(Arc::clone(&board), http_stop.clone()));
         }
         board.set_stage(Stage::Ready);
         let status = address.map(|address| format!("http://{address}/"));
@@ -229,17 +227,6 @@ async fn until_stopped(signals: &mut mpsc::UnboundedReceiver<Request>, mut reloa
     }
 }
 
-/// Has the board take note of how things are, for the status page, until there is no page any more.
-async fn keep_history(board: Arc<Board>, stop: CancellationToken) {
-    loop {
-        board.record(now().instant);
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep(history::TELL_EVERY) => {}
-        }
-    }
-}
-
 fn warn_of(note: &Note) {
     warn!(key = note.key, "{}", note.text);
 }
@@ -305,60 +292,9 @@ fn raise_descriptor_limit() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::future::pending;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    use std::time::Duration;
-
-    use tokio::sync::watch;
 
     use super::*;
-    use crate::history::{BUCKETS, Unit};
-    use crate::state::TunnelState;
-
-    fn plan() -> Plan {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tunnelkeeper.toml");
-        let database = "[databases.analytics]\nbastion = \"prod\"\nhost = \"h\"\nlisten = \"127.0.0.1:0\"\n";
-        fs::write(&path, format!("[bastions.prod]\nhost = \"b\"\nuser = \"u\"\n{database}")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let uid = fs::metadata(&path).unwrap().uid();
-        let surroundings = Surroundings { uid, config_option: Some(path), ..Surroundings::default() };
-        crate::settings::load(&surroundings).unwrap().plan
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_has_been_is_kept_until_the_unit_goes_or_the_page_does() {
-        let (board, stop) = (Arc::new(Board::default()), CancellationToken::new());
-        let bastion = Arc::clone(&plan().bastions[0]);
-        let unit = Unit::Bastion(bastion.name.clone());
-        let (tell, tunnel) = watch::channel(Arc::<TunnelState>::default());
-        board.put_tunnel(Arc::clone(&bastion), tunnel.clone());
-        let task = tokio::spawn(keep_history(Arc::clone(&board), stop.clone()));
-        sleep(Duration::from_secs(3600)).await;
-        let known = |board: &Board| {
-            let history = board.history();
-            let track = history.track(&unit).unwrap();
-            track.buckets().filter(|bucket| bucket.reachable().is_some()).count()
-        };
-        assert_eq!(known(&board), 0);
-        let mut up = TunnelState::default();
-        up.uptime.set(true, now());
-        tell.send_replace(Arc::new(up));
-        sleep(Duration::from_secs(600)).await;
-        assert!((20..=21).contains(&known(&board)), "{}", known(&board));
-        assert_eq!(board.history().changes().count(), 1);
-        // A reload puts it up once more.
-        board.put_tunnel(bastion, tunnel.clone());
-        sleep(Duration::from_secs(7200)).await;
-        assert_eq!(known(&board), BUCKETS);
-        let Unit::Bastion(name) = &unit else { unreachable!() };
-        board.remove_tunnel(name, &tunnel);
-        sleep(history::TELL_EVERY).await;
-        assert!(board.history().track(&unit).is_none());
-        stop.cancel();
-        task.await.unwrap();
-    }
 
     #[tokio::test]
     async fn a_reload_that_hangs_does_not_keep_it_from_stopping() {

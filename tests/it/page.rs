@@ -4,9 +4,10 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::Client;
 
-use crate::support::postgres::{DATABASE, TRUSTED};
+use crate::support::client::connect_as;
+use crate::support::postgres::DATABASE;
 use crate::support::{Bastion, Browser, Daemon, Postgres, eventually, free_port, runtime, tunnel};
 
 const HOSTILE: &str = "<script>top.taken=1</script><img src=/x onerror=top.taken=1>";
@@ -25,19 +26,6 @@ fn greeter(greeting: &'static str) -> u16 {
     port
 }
 
-/// Logs in as a program that names itself.
-async fn named(daemon: &Daemon, application_name: &str) -> Client {
-    let address = daemon.address("analytics");
-    let mut config = Config::new();
-    config.host(address.ip().to_string()).port(address.port()).user(TRUSTED).dbname(DATABASE);
-    let (client, connection) = config.application_name(application_name).connect(NoTls).await.unwrap();
-    tokio::spawn(async move {
-        // How it ends, the next query says.
-        let _ = connection.await;
-    });
-    client
-}
-
 /// One bastion that is well and its database with a client; one that is away; one that is none; and a database that is not
 /// there. What comes from others is hostile where it can be.
 fn everything() -> (Bastion, Daemon, Client, tokio::runtime::Runtime) {
@@ -52,7 +40,7 @@ fn everything() -> (Bastion, Daemon, Client, tokio::runtime::Runtime) {
     ));
     daemon.wait_up("prod");
     let runtime = runtime();
-    let client = runtime.block_on(named(&daemon, HOSTILE));
+    let client = runtime.block_on(connect_as(daemon.address("analytics"), HOSTILE)).unwrap();
     eventually("the probes have found out", || {
         let verdict = |name| daemon.database(name)["probe"]["verdict"].as_str().unwrap().to_owned();
         let known =

@@ -4,9 +4,8 @@
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, pin_mut};
 use serde_json::Value;
-use tokio_postgres::{Client, Config, NoTls};
 
-use crate::support::client::{connect, run_psql, said};
+use crate::support::client::{connect, connect_as, run_psql, said};
 use crate::support::daemon::command;
 use crate::support::postgres::{DATABASE, PASSWORD, SCRAM, TRUSTED};
 use crate::support::{Bastion, Daemon, Postgres, eventually, runtime, tunnel};
@@ -29,19 +28,6 @@ fn errors(daemon: &Daemon, class: &str) -> f64 {
 fn answered(daemon: &Daemon, expected: f64) {
     eventually("all is answered", || (queries(daemon) >= expected).then_some(()));
     assert_eq!(queries(daemon), expected);
-}
-
-/// Logs in as a program that names itself.
-async fn named(daemon: &Daemon, application_name: &str) -> Client {
-    let address = daemon.address("analytics");
-    let mut config = Config::new();
-    config.host(address.ip().to_string()).port(address.port()).user(TRUSTED).dbname(DATABASE);
-    let (client, connection) = config.application_name(application_name).connect(NoTls).await.unwrap();
-    tokio::spawn(async move {
-        // How it ends, the next query says.
-        let _ = connection.await;
-    });
-    client
 }
 
 /// The only client, once it is about this, and one before it has left: its connection may outlive its process a little.
@@ -161,7 +147,8 @@ fn the_status_says_who_a_client_is_and_what_it_is_about() {
     let (_bastion, daemon) = usual();
     let runtime = runtime();
     // What it calls itself is for others to read, and cannot do anything to them.
-    let client = runtime.block_on(named(&daemon, "nightly \u{1b}[2J<b>job</b>"));
+    let client =
+        runtime.block_on(connect_as(daemon.address("analytics"), "nightly \u{1b}[2J<b>job</b>")).unwrap();
     let state = client_once(&daemon, "idle");
     assert_eq!((&state["user"], &state["database"]), (&TRUSTED.into(), &DATABASE.into()), "{state}");
     assert!(state["application_name"].as_str().unwrap().starts_with("nightly "), "{state}");
@@ -205,7 +192,7 @@ fn a_client_that_is_cut_is_logged_with_what_it_was_about() {
     let (bastion, daemon) = usual();
     let runtime = runtime();
     let secret = "of_no_concern_to_a_log";
-    let client = runtime.block_on(named(&daemon, "nightly job"));
+    let client = runtime.block_on(connect_as(daemon.address("analytics"), "nightly job")).unwrap();
     runtime.block_on(client.simple_query(&format!("BEGIN; SELECT '{secret}'"))).unwrap();
     client_once(&daemon, "idle in transaction");
     bastion.kill_sessions();

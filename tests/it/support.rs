@@ -6,6 +6,7 @@ pub mod bastion;
 pub mod browser;
 pub mod client;
 pub mod daemon;
+pub mod patience;
 pub mod postgres;
 pub mod processes;
 pub mod prometheus;
@@ -13,12 +14,12 @@ pub mod relay;
 pub mod webhook;
 
 use std::net::TcpListener;
-use std::time::{Duration, Instant};
 
 pub use agent::Agent;
 pub use bastion::Bastion;
 pub use browser::Browser;
 pub use daemon::Daemon;
+pub use patience::{PATIENCE, eventually};
 pub use postgres::Postgres;
 pub use relay::{Fault, Relay};
 
@@ -28,22 +29,6 @@ pub fn tunnel(keys: &str, databases: &str) -> (Bastion, Daemon) {
     let daemon = Daemon::start(&format!("{}{keys}{databases}", bastion.section("prod", bastion.port)));
     daemon.wait_up("prod");
     (bastion, daemon)
-}
-
-/// How long anything may take that is bound to happen. One bound for all, far above what any of it needs: a test
-/// that runs into it has failed, and no test's result depends on its size.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Waits until something is so.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "it never came true: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// A port that was free a moment ago, for servers that cannot tell which one they took.

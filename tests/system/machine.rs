@@ -4,10 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
-/// Enough for a slow machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::patience::eventually;
 
 const PACKAGES: &str =
     "systemd,systemd-sysv,dbus,openssh-server,openssh-client,postgresql,debconf-utils,procps";
@@ -163,16 +161,4 @@ fn source() -> (String, String) {
 /// All that a command printed.
 pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// Waits for what comes true by itself.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "it never came true: {what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }

@@ -13,6 +13,9 @@
 )]
 
 mod machine;
+/// What the other tests wait by.
+#[path = "../it/support/patience.rs"]
+mod patience;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +23,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use machine::{Machine, PACKAGE, eventually, said};
+use machine::{Machine, PACKAGE, said};
+use patience::eventually;
 
 /// The highest exposure that `systemd-analyze security` may see, in tenths.
 const MOST_EXPOSURE: &str = "15";
@@ -236,20 +240,20 @@ fn refuses_nobody_while_it_restarts(machine: &Machine) {
     // Nobody has started it: the first client does.
     assert_eq!(machine.run(QUERY).trim(), "42");
     let asking = format!(
-        "while ! test -e /tmp/enough; do {QUERY} >>/tmp/answers 2>>/tmp/refusals; done; wc -l < /tmp/answers; cat /tmp/refusals"
+        "while ! test -e /run/enough; do {QUERY} >>/run/answers 2>>/run/refusals; done; wc -l < /run/answers; cat /run/refusals"
     );
     let clients = machine.start(&asking);
     let mut restarts = 0;
     while restarts < 5 {
-        let before: usize = machine.ask("cat /tmp/answers | wc -l").trim().parse().unwrap();
+        let before: usize = machine.ask("cat /run/answers | wc -l").trim().parse().unwrap();
         machine.run("systemctl restart tunnelkeeper");
         restarts += 1;
         eventually("clients are answered again", || {
-            (machine.ask("cat /tmp/answers | wc -l").trim().parse::<usize>().unwrap() > before + 2)
+            (machine.ask("cat /run/answers | wc -l").trim().parse::<usize>().unwrap() > before + 2)
                 .then_some(())
         });
     }
-    machine.run("touch /tmp/enough");
+    machine.run("touch /run/enough");
     let output = clients.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let (answers, refusals) = text.split_once('\n').unwrap();

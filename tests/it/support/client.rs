@@ -12,8 +12,19 @@ use super::postgres::{DATABASE, TRUSTED};
 
 /// Logs in through a forward, without TLS and without a password.
 pub async fn connect(address: SocketAddr) -> Result<Client, tokio_postgres::Error> {
+    connect_as(address, "").await
+}
+
+/// The same as a program that names itself.
+pub async fn connect_as(
+    address: SocketAddr,
+    application_name: &str,
+) -> Result<Client, tokio_postgres::Error> {
     let mut config = Config::new();
     config.host(address.ip().to_string()).port(address.port()).user(TRUSTED).dbname(DATABASE);
+    if !application_name.is_empty() {
+        config.application_name(application_name);
+    }
     let (client, connection) = config.connect(NoTls).await?;
     tokio::spawn(async move {
         // How it ends, the next query says.
