@@ -20,8 +20,8 @@ use tokio_postgres::{CancelToken, Client, Config, Error};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::failure::{Cause, Failure};
-use crate::secret::Secret;
-use crate::settings::plan::{LoginPlan, TlsPlan};
+use crate::secret::Login;
+use crate::settings::plan::TlsPlan;
 use guard::{Budget, ClearText, Guard};
 pub use tls::{Stream, Wire, negotiate};
 
@@ -68,17 +68,17 @@ impl Session {
     /// `db_login` failures, and `credentials` `missing` where the database wants a password and there is none.
     pub async fn login<S: Stream>(
         wire: Wire<S>,
-        login: &LoginPlan,
-        password: Option<&Secret>,
+        login: &Login,
+        database: Option<&str>,
         tls: &TlsPlan,
         limit: Duration,
     ) -> Result<Self, Failure> {
         let mut config = Config::new();
         config.user(&login.user).application_name("tunnelkeeper");
-        if let Some(database) = &login.database {
+        if let Some(database) = database {
             config.dbname(database);
         }
-        if let Some(password) = password {
+        if let Some(password) = &login.password {
             config.password(password.expose());
         }
         let encrypted = matches!(wire, Wire::Tls(_));
@@ -102,7 +102,7 @@ impl Session {
                 });
                 Ok(Self { client, driver: AbortOnDropHandle::new(driver), budget })
             }
-            Ok(Err(error)) => Err(login_failure(&error, password.is_some())),
+            Ok(Err(error)) => Err(login_failure(&error, login.password.is_some())),
             Err(_) => {
                 Err(Failure::new(Cause::DbLoginTimeout, "the database did not finish the login in time"))
             }

@@ -24,8 +24,8 @@ use crate::ids::Name;
 use crate::metrics::{DatabaseMetrics, ProbePhase};
 use crate::postgres::{Canceller, Session, negotiate};
 use crate::pump::ferry;
-use crate::secret::Secret;
-use crate::settings::plan::{DatabasePlan, ProbeLevel, ProbeWhen, TlsMode};
+use crate::secret::Login;
+use crate::settings::plan::{DatabasePlan, LoginPlan, ProbeLevel, ProbeWhen, TlsMode};
 use crate::state::{Health, Incident, ProbeState};
 use crate::verdict::{Outcome, Verdict};
 
@@ -179,20 +179,20 @@ impl<D: Dial> Probe<D> {
             return Found::Skipped;
         }
         // Before anything is opened: a secret may take its time, and nobody shall be kept waiting with an open link.
-        match self.fetch_password().await {
-            Ok(password) => self.probe_ways(password.as_ref()).await,
+        match self.fetch_login().await {
+            Ok(login) => self.probe_ways(login.as_ref()).await,
             Err(failure) => Found::Failed(None, failure),
         }
     }
 
     /// Goes the way that a client would go: through the best bastion, and through the next where that one does not
     /// connect it to the database.
-    async fn probe_ways(&mut self, password: Option<&Secret>) -> Found {
+    async fn probe_ways(&mut self, login: Option<&Login>) -> Found {
         let mut failed = Vec::new();
         let mut found = Found::Skipped;
         while let Some((bastion, seat)) = self.ways.probe_seat(&failed).await {
             let seat = Arc::new(seat);
-            match self.probe_anew(&bastion, &seat, &failed, password).await {
+            match self.probe_anew(&bastion, &seat, &failed, login).await {
                 Ok(took) => {
                     self.passed_by.remove(&bastion);
                     return Found::Answered(bastion, took);
@@ -265,14 +265,12 @@ impl<D: Dial> Probe<D> {
         }
     }
 
-    async fn fetch_password(&self) -> Result<Option<Secret>, Failure> {
+    /// None where it is not needed.
+    async fn fetch_login(&self) -> Result<Option<Login>, Failure> {
         let probe = &self.plan.probe;
-        let login = probe.login.as_ref().filter(|_| probe.level >= ProbeLevel::Login);
-        let Some(source) = login.and_then(|login| login.password.as_ref()) else { return Ok(None) };
-        let fetched = credentials::fetch(source).await;
-        fetched
-            .map(Some)
-            .map_err(|text| Failure::new(Cause::CredentialsMissing, format!("the password: {text}")))
+        let wanted = probe.login.as_ref().filter(|_| probe.level >= ProbeLevel::Login);
+        let Some(LoginPlan { credentials, .. }) = wanted else { return Ok(None) };
+        Ok(Some(credentials::mint(credentials, &self.plan.target).await?.login))
     }
 
     /// Goes through all phases from the beginning; returns the time of the last one.
@@ -281,7 +279,7 @@ impl<D: Dial> Probe<D> {
         bastion: &Name,
         seat: &Arc<D::Seat>,
         instead_of: &[Name],
-        password: Option<&Secret>,
+        login: Option<&Login>,
     ) -> Result<Duration, Failure> {
         let plan = Arc::clone(&self.plan);
         let (target, probe) = (&plan.target, &plan.probe);
@@ -296,11 +294,10 @@ impl<D: Dial> Probe<D> {
         if probe.tls.mode != TlsMode::Disable {
             took = self.note(ProbePhase::Tls, asked);
         }
-        let (ProbeLevel::Login | ProbeLevel::Query, Some(login)) = (probe.level, &probe.login) else {
-            return Ok(took);
-        };
+        let Some(login) = login else { return Ok(took) };
+        let database = probe.login.as_ref().and_then(|login| login.database.as_deref());
         let began = Instant::now();
-        let session = Session::login(wire, login, password, &probe.tls, probe.timeout).await?;
+        let session = Session::login(wire, login, database, &probe.tls, probe.timeout).await?;
         let took = self.note(ProbePhase::Login, began);
         if probe.level == ProbeLevel::Login {
             session.close().await;

@@ -2,6 +2,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::*;
 use crate::ids::{HostPort, Target};
+use crate::secret::Secret;
 use crate::settings::plan::TlsMode;
 
 fn plan(mode: TlsMode) -> TlsPlan {
@@ -24,9 +25,9 @@ async fn login(mode: TlsMode, answers: &'static [&'static [u8]]) -> Result<(), F
     });
     let database = Target::Tcp(HostPort::new("db.internal", 5432));
     let wire = negotiate(near, &database, &plan(mode), LIMIT).await?;
-    let login = LoginPlan { user: "me".to_owned(), password: None, database: None };
-    let password = Secret::new("hunter2".to_owned());
-    let session = Session::login(wire, &login, Some(&password), &plan(mode), LIMIT).await?;
+    let password = Some(Secret::new("hunter2".to_owned()));
+    let login = Login { user: "me".to_owned(), password };
+    let session = Session::login(wire, &login, None, &plan(mode), LIMIT).await?;
     session.query("SELECT 1", LIMIT).await
 }
 
@@ -92,7 +93,7 @@ async fn a_silent_database_is_not_waited_for() {
     let failure = negotiate(near, &database, &plan(TlsMode::Require), LIMIT).await.err().unwrap();
     assert_eq!(failure.cause, Cause::DbTlsTimeout);
     let (near, _far) = duplex(1 << 16);
-    let user = LoginPlan { user: "me".to_owned(), password: None, database: None };
+    let user = Login { user: "me".to_owned(), password: None };
     let login = Session::login(Wire::Plain(near), &user, None, &plan(TlsMode::Disable), LIMIT).await;
     assert_eq!(login.err().unwrap().cause, Cause::DbLoginTimeout);
 }
@@ -101,7 +102,7 @@ async fn a_silent_database_is_not_waited_for() {
 async fn a_missing_password_is_named() {
     let (near, mut far) = duplex(1 << 16);
     far.write_all(b"R\0\0\0\x0c\0\0\0\x05salt").await.unwrap();
-    let user = LoginPlan { user: "me".to_owned(), password: None, database: None };
+    let user = Login { user: "me".to_owned(), password: None };
     let login = Session::login(Wire::Plain(near), &user, None, &plan(TlsMode::Disable), LIMIT).await;
     assert_eq!(login.err().unwrap().cause, Cause::CredentialsMissing);
 }

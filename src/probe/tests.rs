@@ -3,7 +3,8 @@ use crate::dial::Arrival;
 use crate::dial::fake::{FakeDial, FarEnd};
 use crate::ids::{HostPort, Name, Target};
 use crate::metrics::Metrics;
-use crate::settings::plan::{ForwardPlan, Kind, ListenPlan, LoginPlan, ProbePlan, TlsPlan};
+use crate::secret::SecretSource;
+use crate::settings::plan::{CredentialsPlan, ForwardPlan, Kind, ListenPlan, LoginPlan, ProbePlan, TlsPlan};
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
@@ -18,6 +19,11 @@ struct Case {
     life: tokio::task::JoinHandle<()>,
 }
 
+fn login(password: Option<SecretSource>) -> LoginPlan {
+    let credentials = CredentialsPlan::Password { user: "probe".to_owned(), password };
+    LoginPlan { database: None, credentials }
+}
+
 fn case(up: bool, change: impl FnOnce(&mut ProbePlan)) -> Case {
     let mut probe = ProbePlan {
         level: ProbeLevel::Query,
@@ -27,7 +33,7 @@ fn case(up: bool, change: impl FnOnce(&mut ProbePlan)) -> Case {
         failures: 2,
         fresh_login: Duration::from_secs(600),
         query: "SELECT 1".to_owned(),
-        login: Some(LoginPlan { user: "probe".to_owned(), password: None, database: None }),
+        login: Some(login(None)),
         tls: TlsPlan { mode: TlsMode::Disable, ca: None, allow_unverified: false },
     };
     change(&mut probe);
@@ -227,8 +233,8 @@ async fn only_active_clients_wake_the_database() {
 #[tokio::test(start_paused = true)]
 async fn a_missing_secret_is_named() {
     let mut case = case(true, |probe| {
-        let source = crate::secret::SecretSource::Env("TUNNELKEEPER_TEST_UNSET".to_owned());
-        probe.login = Some(LoginPlan { user: "probe".to_owned(), password: Some(source), database: None });
+        let source = SecretSource::Env("TUNNELKEEPER_TEST_UNSET".to_owned());
+        probe.login = Some(login(Some(source)));
     });
     let state = case.health(Health::Down).await;
     let failure = state.last_failure.unwrap().failure;

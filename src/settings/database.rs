@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::bastion::{read_at_least, read_positive};
 use super::listen;
 use super::plan::{
-    DatabasePlan, ForwardPlan, Kind, LoginPlan, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan,
+    CredentialsPlan, DatabasePlan, ForwardPlan, Kind, LoginPlan, ProbeLevel, ProbePlan, ProbeWhen, TlsMode,
+    TlsPlan,
 };
 use super::reader::{Report, Section};
 use super::values::{BastionName, HostOrSocket, Port, Whole};
@@ -148,7 +149,7 @@ fn read_login(section: &mut Section, report: &mut Report) -> Option<LoginPlan> {
             }
         }
     }
-    Some(LoginPlan { user: user?, password, database })
+    Some(LoginPlan { database, credentials: CredentialsPlan::Password { user: user?, password } })
 }
 
 fn read_tls(
