@@ -3,7 +3,11 @@
 //! A secret is fetched anew at each login, so that rotating one needs no reload. A temporary login is used until shortly
 //! before it expires, and only one is asked for at a time. Nothing here is ever printed.
 
+mod databricks;
+mod google;
+mod oauth;
 mod secrets;
+mod web;
 
 use std::time::SystemTime;
 
@@ -37,6 +41,13 @@ pub async fn mint(plan: &CredentialsPlan, database: &Target) -> Result<Minted, F
                 None => None,
             };
             Ok(Minted { login: Login { user: user.clone(), password }, expires: None })
+        }
+        CredentialsPlan::AlloydbIam { user, credentials_file } => {
+            google::mint(user, credentials_file.as_deref()).await
+        }
+        CredentialsPlan::LakebaseOauth { user, workspace, client_id, client_secret, resource } => {
+            let principal = databricks::Principal { workspace, client_id, client_secret };
+            databricks::Lakebase::default().mint(&principal, user.as_deref(), resource).await
         }
         _ => unreachable!(),
     }

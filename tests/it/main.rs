@@ -49,5 +49,6 @@ mod service;
 mod sockets;
 mod stalled;
 mod surfaces;
+mod tokens;
 mod trust;
 mod ways;
