@@ -46,6 +46,10 @@ pub trait Dial: Clone + Send + Sync + 'static {
     /// which the client has just failed. The future may be dropped at any time.
     fn seat(&self, avoid: Option<u64>) -> impl Future<Output = Self::Seat> + Send;
 
+    /// Waits until whoever has asked for a seat before has one, or it is certain that there is none now. The future may be
+    /// dropped at any time.
+    fn settled(&self) -> impl Future<Output = ()> + Send;
+
     /// A place for a probe on a session whose gate is open, if there is one now. It does not count as a client.
     fn probe_seat(&self) -> impl Future<Output = Option<Self::Seat>> + Send;
 

@@ -2,7 +2,7 @@
 //! hyper.
 //!
 //! It reads snapshots and touches nothing else, so that no tunnel, however slow, can keep it from answering. GET
-//! and HEAD only, no secrets, nothing for other origins; from other machines only what monitoring needs.
+//! and HEAD only, no secrets, nothing for other origins; from other machines only what monitoring needs, unless `allow_remote_status`.
 
 mod assets;
 mod page;
@@ -72,8 +72,9 @@ pub async fn serve(
 }
 
 async fn converse(io: TokioIo<Socket>, peer: Peer, routes: Arc<Routes>) {
+    let at_home = peer.is_local();
     let service = service_fn(move |request: Request<Incoming>| {
-        let response: Response<Full<Bytes>> = routes.answer(&request);
+        let response: Response<Full<Bytes>> = routes.answer(&request, at_home);
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let mut server = http1::Builder::new();

@@ -55,6 +55,18 @@ pub enum Peer {
     },
 }
 
+impl Peer {
+    /// Whether it is on this machine, or in this container. Packets that claim to come from loopback and do not, the kernel
+    /// drops (Linux, ip-sysctl, `route_localnet`).
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Process { .. } => true,
+        }
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -80,6 +92,8 @@ mod tests {
         assert_eq!(Peer::Tcp(tcp).to_string(), "[::1]:5");
         let process =
             |pid, command: Option<&str>| Peer::Process { pid, command: command.map(str::to_owned), uid: 7 };
+        assert!(Peer::Tcp("[::ffff:127.0.0.1]:5".parse().unwrap()).is_local());
+        assert!(!Peer::Tcp("192.0.2.1:5".parse().unwrap()).is_local());
         assert_eq!(process(Some(4711), Some("psql")).to_string(), "pid 4711 (psql)");
         assert_eq!(process(Some(4711), None).to_string(), "pid 4711");
         assert_eq!(process(None, None).to_string(), "uid 7");

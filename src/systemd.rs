@@ -1,5 +1,5 @@
 //! What the service manager hears of the daemon, where one has started it (sd_notify(3)): that it is ready, reloads,
-//! stops, lives, and how its tunnels are. The only module that names sd-notify. Without `$NOTIFY_SOCKET` it does nothing.
+//! stops, lives, and how its tunnels are; and whether its journal has our log. The only module that names sd-notify. Without `$NOTIFY_SOCKET` it does nothing.
 //!
 //! A message that cannot be sent changes nothing for the clients: it is dropped, and systemd acts on its absence.
 
@@ -22,6 +22,14 @@ pub fn listens() -> bool {
 #[must_use]
 pub fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled()
+}
+
+/// Whether what is written to standard error goes straight to systemd's journal (systemd.exec(5), `$JOURNAL_STREAM`).
+#[must_use]
+pub fn keeps_log() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").ok();
+    let is_it = |stat: nix::sys::stat::FileStat| stream == Some(format!("{}:{}", stat.st_dev, stat.st_ino));
+    nix::sys::stat::fstat(std::io::stderr()).is_ok_and(is_it)
 }
 
 /// All listeners are bound and the configuration is applied; or a reload has come to its end, whichever that was.

@@ -3,14 +3,19 @@
 //! Records of the `log` crate are not taken up: russh writes what it signs and every packet there, and what it
 //! reports of failures reaches us as errors.
 
+mod journal;
+
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::{Layered, SubscriberExt};
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::{Layer, Registry};
 
 use crate::settings::plan::{LogFormat, LogPlan};
+use crate::systemd;
+use journal::Journal;
 
 type Filtered = Layered<reload::Layer<Targets, Registry>, Registry>;
 type Lines = Box<dyn Layer<Filtered> + Send + Sync>;
@@ -54,7 +59,9 @@ fn lines(plan: &LogPlan) -> Lines {
         LogFormat::Text => false,
         LogFormat::Auto => !terminal,
     };
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
+    let writer =
+        if systemd::keeps_log() { BoxMakeWriter::new(Journal) } else { BoxMakeWriter::new(io::stderr) };
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
     if json { layer.json().flatten_event(true).boxed() } else { layer.with_ansi(terminal).boxed() }
 }
 

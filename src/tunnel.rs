@@ -271,6 +271,11 @@ impl Dial for Tunnel {
         }
     }
 
+    async fn settled(&self) {
+        // Requests are answered in their order, and seats given between them.
+        self.pulse().await;
+    }
+
     async fn probe_seat(&self) -> Option<Seat> {
         let (probe, seat) = oneshot::channel();
         let _ = self.requests.send(Request::ProbeSeat(probe));

@@ -182,6 +182,7 @@ struct Inner {
     lanes: Mutex<Vec<tokio::runtime::Handle>>,
     asked_on: Mutex<Option<tokio::runtime::Id>>,
     state: watch::Sender<Arc<TunnelState>>,
+    busy: watch::Sender<bool>,
 }
 
 impl FakeDial {
@@ -198,6 +199,7 @@ impl FakeDial {
             lanes: Mutex::default(),
             asked_on: Mutex::default(),
             state: watch::Sender::default(),
+            busy: watch::Sender::default(),
         }));
         dial.set_up(up);
         dial
@@ -230,6 +232,11 @@ impl FakeDial {
     pub(crate) fn give_seats(&self, seats: bool) {
         self.0.seats.store(seats, Ordering::SeqCst);
         self.0.changed.notify_waiters();
+    }
+
+    /// It does not get round to say whether there is a seat, or does again.
+    pub(crate) fn be_busy(&self, busy: bool) {
+        self.0.busy.send_replace(busy);
     }
 
     fn has_seats(&self) -> bool {
@@ -298,6 +305,11 @@ impl Dial for FakeDial {
             }
             changed.await;
         }
+    }
+
+    async fn settled(&self) {
+        // The fake lives as long as whoever waits.
+        let _ = self.0.busy.subscribe().wait_for(|busy| !busy).await;
     }
 
     async fn probe_seat(&self) -> Option<FakeSeat> {

@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::sync::Arc;
 
-use futures_util::future::select_all;
+use futures_util::future::{join_all, select_all};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::runtime;
 use tokio::sync::watch;
@@ -113,6 +113,11 @@ impl<D: Dial> Ways<D> {
                 () = self.wait_until(|ways| names(&ways.ranked(avoid)) != order) => {}
             }
         }
+    }
+
+    /// Waits until it is certain of every bastion that it has no seat now for whoever has asked for one before.
+    pub async fn settled(&self) {
+        join_all(self.0.iter().map(|(_, dial)| dial.settled())).await;
     }
 
     /// A place for a probe, through the best bastion that has one, besides those that were tried.

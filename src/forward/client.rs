@@ -28,6 +28,9 @@ use crate::state::ClientEntry;
 /// A seat that comes within this time was there all along: the client does not count as held.
 const AT_ONCE: Duration = Duration::from_millis(10);
 
+/// How long a bastion may be busy that has not said yet whether there is a seat.
+const BUSY: Duration = Duration::from_secs(1);
+
 /// The pace at which a client's database is tried again.
 const OPEN_AGAIN: Bounds = Bounds { min: Duration::from_millis(250), max: Duration::from_secs(5) };
 
@@ -82,6 +85,12 @@ async fn on<T: Send + 'static>(lane: &Handle, task: Pin<Box<dyn Future<Output = 
             Err(_) => None,
         },
     }
+}
+
+/// Waits until the time is over and there is no seat: on a busy machine one may be about to come.
+async fn in_vain<D: Dial>(until: Instant, ways: &Ways<D>) {
+    sleep_until(until).await;
+    let _ = timeout(BUSY, ways.settled()).await;
 }
 
 impl<D: Dial> Client<D> {
@@ -268,7 +277,7 @@ impl<D: Dial> Client<D> {
                 }
                 () = &mut hopeless => return Err(Unserved::InVain),
                 Ok(()) = self.changes.changed() => return Ok(None),
-                () = sleep_until(until) => return Err(Unserved::InVain),
+                () = in_vain(until, &ways) => return Err(Unserved::InVain),
                 () = cut.cancelled() => return Err(Unserved::Stopping),
             }
         }

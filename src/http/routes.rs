@@ -53,28 +53,27 @@ fn good(content_type: &'static str, body: String) -> Answer {
 }
 
 impl Routes {
-    pub(super) fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    /// `at_home`: whoever asks is on this machine, or in this container, as far as its address tells.
+    pub(super) fn answer<B>(&self, request: &Request<B>, at_home: bool) -> Response<Full<Bytes>> {
+        let to_us = is_addressed_to_us(request);
         let answer = if !matches!(*request.method(), Method::GET | Method::HEAD) {
             plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered")
-        } else if self.loopback && !is_addressed_to_us(request) {
+        } else if self.loopback && !to_us {
             // A page of another site must not reach us by a name that it has pointed at this machine.
             plain(StatusCode::MISDIRECTED_REQUEST, "this address answers for localhost only")
         } else {
-            self.route(request.uri().path())
+            let everything = at_home && to_us || self.allow_remote_status.load(Ordering::Relaxed);
+            self.route(request.uri().path(), everything)
         };
         respond(answer)
     }
 
-    fn everything(&self) -> bool {
-        self.loopback || self.allow_remote_status.load(Ordering::Relaxed)
-    }
-
-    fn route(&self, path: &str) -> Answer {
+    fn route(&self, path: &str, everything: bool) -> Answer {
         match path {
             "/livez" => plain(StatusCode::OK, "ok"),
             "/readyz" => ready(&self.board.snapshot()),
             "/metrics" => self.exposition(),
-            _ if is_detailed(path) && !self.everything() => plain(
+            _ if is_detailed(path) && !everything => plain(
                 StatusCode::FORBIDDEN,
                 "this is not served to other machines: set http.allow_remote_status = true to allow it",
             ),
@@ -82,7 +81,7 @@ impl Routes {
             "/api/v1/status" => status(&self.board.snapshot()),
             _ => {
                 if let Some(name) = path.strip_prefix("/readyz/") {
-                    ready_database(&self.board.snapshot(), name, self.everything())
+                    ready_database(&self.board.snapshot(), name, everything)
                 } else if let Some((content_type, text)) = assets::find(path) {
                     Answer { caching: KEPT, ..good(content_type, text.to_owned()) }
                 } else {
@@ -214,8 +213,12 @@ mod tests {
     }
 
     fn ask(routes: &Routes, method: &str, path: &str, host: &str) -> u16 {
+        ask_from(routes, routes.loopback, method, path, host)
+    }
+
+    fn ask_from(routes: &Routes, at_home: bool, method: &str, path: &str, host: &str) -> u16 {
         let request = Request::builder().method(method).uri(path).header(HOST, host);
-        routes.answer(&request.body(()).unwrap()).status().as_u16()
+        routes.answer(&request.body(()).unwrap(), at_home).status().as_u16()
     }
 
     #[test]
@@ -251,7 +254,7 @@ mod tests {
             [("/", "no-store"), ("/page.js?v=1", "max-age=86400, immutable"), ("/metrics", "no-store")]
         {
             let request = Request::builder().uri(path).header(HOST, "localhost").body(()).unwrap();
-            let answer = routes.answer(&request);
+            let answer = routes.answer(&request, true);
             assert_eq!(answer.headers()[CACHE_CONTROL], caching, "{path}");
             let policy = answer.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap();
             assert!(
@@ -289,10 +292,10 @@ mod tests {
             assert_eq!(ask(&routes, "GET", "/metrics", bad), 421, "{bad}");
         }
         let two = Request::builder().uri("/metrics").header(HOST, "localhost").header(HOST, "evil.example");
-        assert_eq!(routes.answer(&two.body(()).unwrap()).status(), 421);
+        assert_eq!(routes.answer(&two.body(()).unwrap(), true).status(), 421);
         for (version, status) in [(Version::HTTP_11, 421), (Version::HTTP_10, 200)] {
             let none = Request::builder().uri("/metrics").version(version).body(()).unwrap();
-            assert_eq!(routes.answer(&none).status(), status, "{version:?}");
+            assert_eq!(routes.answer(&none, true).status(), status, "{version:?}");
         }
     }
 
@@ -309,6 +312,10 @@ mod tests {
             ("/readyz", 200),
         ] {
             assert_eq!(ask(&routes, "GET", path, "tunnels.internal"), status, "{path}");
+            // A page of another site that has pointed its name at this machine.
+            assert_eq!(ask_from(&routes, true, "GET", path, "tunnels.internal"), status, "{path}");
+            assert_eq!(ask_from(&routes, true, "GET", path, "127.0.0.1:9822"), 200, "{path}");
+            assert_eq!(ask(&routes, "GET", path, "127.0.0.1:9822"), status, "{path}");
         }
     }
 

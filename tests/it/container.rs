@@ -145,7 +145,36 @@ fn the_image_is_built_from_what_is_here_and_runs_as_nobody() {
     let here = copies.iter().filter(|copy| !copy.starts_with("--from"));
     let here: Vec<&str> = here.flat_map(|copy| copy.rsplit_once(' ').unwrap().0.split(' ')).collect();
     assert!(here.len() >= 4 && here.iter().all(|source| file(source).exists()), "{here:?}");
+    // What is copied before the build is all that it needs.
+    let copy = TempDir::with_prefix("source-").unwrap();
+    let sources = here.iter().filter(|source| !source.starts_with("deploy/"));
+    let copied =
+        Command::new("cp").arg("-r").args(sources.map(|source| file(source))).arg(copy.path()).status();
+    assert!(copied.unwrap().success());
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--locked", "--offline", "--format-version=1"]).current_dir(copy.path());
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(included_from_elsewhere(&copy.path().join("src")), Vec::<String>::new());
     assert!(containerfile().contains("cargo build --locked --release"));
+}
+
+/// Files that the program is built with though they do not lie beside its source.
+fn included_from_elsewhere(source: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(source).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(included_from_elsewhere(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let included =
+                text.split("include_str!(\"").skip(1).chain(text.split("include_bytes!(\"").skip(1));
+            let names = included.filter_map(|rest| rest.split('"').next());
+            found.extend(names.filter(|name| !source.join(name).exists()).map(str::to_owned));
+        }
+    }
+    found
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::support::daemon::request;
+use crate::support::daemon::{request, run};
 use crate::support::{Bastion, Daemon, PATIENCE, Postgres, eventually, tunnel};
 
 fn usual() -> (Bastion, Daemon) {
@@ -100,15 +100,17 @@ fn from_other_machines_only_what_monitoring_needs() {
     for (allow, page) in [("", 403), ("allow_remote_status = true\n", 200)] {
         // The wildcard address includes loopback, from where the test asks.
         let daemon = Daemon::start(&format!("[http]\nlisten = \"0.0.0.0:0\"\n{allow}{prod}{database}"));
-        let port = daemon.url().rsplit(':').next().unwrap().parse().unwrap();
+        let port: u16 = daemon.url().rsplit(':').next().unwrap().parse().unwrap();
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
-        let ask = |path: &str| {
-            request(
-                address,
-                &format!("GET {path} HTTP/1.1\r\nHost: tunnels.internal\r\nConnection: close\r\n\r\n"),
-            )
-            .0
+        let ask_for = |host: &str, path: &str| {
+            let text = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            request(address, &text).0
         };
+        let ask = |path: &str| ask_for("tunnels.internal", path);
+        // Who is on this machine and says so, such as `status` and `wait` in a container, is told everything.
+        assert_eq!(ask_for("localhost", "/api/v1/status"), 200);
+        let status = run(&daemon.config(), &["status", "--url", &format!("http://127.0.0.1:{port}")]);
+        assert!(status.status.success(), "{status:?}");
         for (path, code) in [
             ("/metrics", 200),
             ("/livez", 200),

@@ -55,6 +55,7 @@ fn an_operator_installs_uses_and_removes_it() {
     knows_its_clients(&machine);
     lends_its_socket_to_a_group(&machine);
     comes_back_when_it_hangs(&machine);
+    is_started_when_its_address_is_free(&machine);
     refuses_nobody_while_it_restarts(&machine);
     gets_its_secrets(&machine);
     gives_up_without_a_configuration(&machine);
@@ -159,7 +160,8 @@ fn is_reloaded(machine: &Machine) {
     machine.write(CONFIGURATION, &configuration("lisen = \"127.0.0.1:15432\"\n"));
     machine.refused("systemctl reload tunnelkeeper");
     has_status(machine, "1 of 1 tunnels up; the configuration was not reloaded");
-    assert!(machine.journal().contains("lisen"), "{}", machine.journal());
+    let urgent = machine.run("journalctl --no-pager --output cat --priority warning --unit tunnelkeeper");
+    assert!(urgent.contains("lisen") && !urgent.contains("INFO") && !urgent.contains("<3>"), "{urgent}");
     assert_eq!(machine.run(QUERY).trim(), "42");
 
     machine.write(CONFIGURATION, &configuration("listen = [\"127.0.0.1:15432\", \"unix:/run/tunnelkeeper/.s.PGSQL.5432\"]\nsocket_mode = \"0666\"\n"));
@@ -232,6 +234,24 @@ fn comes_back_when_it_hangs(machine: &Machine) {
     machine.run("rm /etc/systemd/system/tunnelkeeper.service.d/watchdog.conf && systemctl daemon-reload");
 }
 
+fn is_started_when_its_address_is_free(machine: &Machine) {
+    machine.write(CONFIGURATION, &configuration("listen = \"127.0.0.1:15432\"\n"));
+    machine.run("systemctl stop tunnelkeeper");
+    machine.run("systemd-run --unit=another systemd-socket-activate --listen=127.0.0.1:15432 true");
+    eventually("another has the address", || {
+        // Of those that listen (state 0A), port 0x3C48.
+        machine.try_run("grep -q ':3C48 .* 0A ' /proc/net/tcp").status.success().then_some(())
+    });
+    machine.refused("systemctl start tunnelkeeper");
+    eventually("it is tried again", || {
+        let restarts: u32 = machine.run("systemctl show -P NRestarts tunnelkeeper").trim().parse().unwrap();
+        (restarts >= 2).then_some(())
+    });
+    assert!(machine.journal().contains("127.0.0.1:15432"), "{}", machine.journal());
+    machine.run("systemctl stop another");
+    has_status(machine, "1 of 1 tunnels up");
+}
+
 fn refuses_nobody_while_it_restarts(machine: &Machine) {
     machine.write(CONFIGURATION, &configuration("listen = \"systemd:analytics\"\n"));
     machine.run("systemctl stop tunnelkeeper");
@@ -288,14 +308,19 @@ fn gets_its_secrets(machine: &Machine) {
 fn gives_up_without_a_configuration(machine: &Machine) {
     let good = machine.run(&format!("cat {CONFIGURATION}"));
     machine.write(CONFIGURATION, "nonsense\n");
+    let refusals = || machine.journal().matches("Failed with result 'exit-code'").count();
+    let before = refusals();
     machine.refused("systemctl restart tunnelkeeper");
-    machine.run("systemctl stop tunnelkeeper-analytics.socket");
     let shown = machine.run("systemctl show -P ActiveState -P ExecMainStatus -P NRestarts tunnelkeeper");
     assert_eq!(shown.split_whitespace().collect::<Vec<_>>(), ["0", "78", "failed"], "{shown}");
+
+    // A client has it started once more, and again and again; and is served when the configuration is mended.
+    let client = machine.start(QUERY);
+    eventually("it was started for a client, and failed", || (refusals() > before + 4).then_some(()));
+    assert_eq!(machine.run("systemctl is-failed tunnelkeeper-analytics.socket; true").trim(), "active");
     machine.write(CONFIGURATION, &good);
-    machine.run(
-        "systemctl reset-failed tunnelkeeper && systemctl start tunnelkeeper-analytics.socket tunnelkeeper",
-    );
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "42", "{}", said(&output));
     has_status(machine, "1 of 1 tunnels up");
 }
 
