@@ -25,7 +25,7 @@ use crate::metrics::{DatabaseMetrics, ProbePhase};
 use crate::postgres::{Canceller, Session, negotiate};
 use crate::pump::ferry;
 use crate::secret::Login;
-use crate::settings::plan::{DatabasePlan, LoginPlan, ProbeLevel, ProbeWhen, TlsMode};
+use crate::settings::plan::{DatabasePlan, ProbeLevel, ProbeWhen, TlsMode};
 use crate::state::{Health, Incident, ProbeState};
 use crate::verdict::{Outcome, Verdict};
 
@@ -269,8 +269,8 @@ impl<D: Dial> Probe<D> {
     async fn fetch_login(&self) -> Result<Option<Login>, Failure> {
         let probe = &self.plan.probe;
         let wanted = probe.login.as_ref().filter(|_| probe.level >= ProbeLevel::Login);
-        let Some(LoginPlan { credentials, .. }) = wanted else { return Ok(None) };
-        Ok(Some(credentials::mint(credentials, &self.plan.target).await?.login))
+        let Some(wanted) = wanted else { return Ok(None) };
+        Ok(Some(credentials::mint(wanted, &self.plan.target).await?.login))
     }
 
     /// Goes through all phases from the beginning; returns the time of the last one.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tracing::debug;
 
 use super::databricks::Lakebase;
-use super::{Minted, mint_with};
+use super::{Minted, mint};
 use crate::clock::now;
 use crate::failure::Failure;
 use crate::ids::Target;
@@ -54,7 +54,7 @@ impl Logins {
         if let Some(kept) = self.kept.as_ref().filter(|kept| asked_at < kept.renew_at) {
             return Asked { login: Ok(kept.login.clone()), mint: None };
         }
-        let minted = mint_with(&self.lakebase, &self.plan, &self.target).await;
+        let minted = mint(&self.plan, &self.target, &self.lakebase).await;
         let mint = self.plan.credentials.are_temporary().then(|| minted.as_ref().map(|minted| minted.expires).map_err(Clone::clone));
         let login = match minted {
             Ok(minted) => Ok(self.keep(minted, asked_at)),

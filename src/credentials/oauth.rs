@@ -1,11 +1,9 @@
 //! What services that give OAuth tokens have in common: forms, tokens, and what a refusal means (RFC 6749, section 5).
 //! For the clouds beside it, which know where to ask and what for.
 
-use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use form_urlencoded::{Serializer, byte_serialize};
-use reqwest::Url;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -13,7 +11,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::Minted;
-use super::web::Answer;
+use super::web::{self, Answer};
 use crate::failure::{Cause, Failure};
 use crate::secret::{Login, Secret};
 
@@ -163,22 +161,12 @@ pub(super) async fn in_time<T>(
 
 /// Refuses to send a secret in clear over a network; `key` is where the address stands.
 pub(super) fn must_be_private(key: &str, address: &str) -> Result<(), Failure> {
-    let private = Url::parse(address).is_ok_and(|url| match url.scheme() {
-        "https" => true,
-        "http" => url.host_str().is_some_and(is_this_machine),
-        _ => false,
-    });
-    if private {
+    if web::address(address).is_ok() {
         return Ok(());
     }
     let text = format!("{key} {address} is not asked: it would get the secret in clear");
     Err(Failure::new(Cause::CredentialsMissing, text)
         .with_hint(format!("let the address in {key} begin with https://")))
-}
-
-fn is_this_machine(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -189,7 +177,7 @@ mod tests {
         Service { name: "it", signed: true, secrets: &["s/cret", ""], hint: String::new() };
 
     fn read(service: &Service<'_>, status: u16, body: &str) -> Result<Granted, Failure> {
-        service.read(&Answer { status, body: Zeroizing::new(body.as_bytes().to_vec()) })
+        service.read(&Answer { status, date: None, body: Zeroizing::new(body.as_bytes().to_vec()) })
     }
 
     #[test]
