@@ -22,7 +22,7 @@ use crate::dial::{Dial, Route, Seat, Ways};
 use crate::failure::{Cause, Failure, Phase};
 use crate::ids::Name;
 use crate::metrics::{DatabaseMetrics, ProbePhase};
-use crate::postgres::{Canceller, Session, negotiate};
+use crate::postgres::{Agreement, Canceller, Session, negotiate};
 use crate::pump::ferry;
 use crate::secret::Login;
 use crate::settings::plan::{DatabasePlan, ProbeLevel, ProbeWhen, TlsMode};
@@ -117,7 +117,11 @@ impl<D: Dial> Unit<D> {
     fn begin(&self, route: &Route<D>) -> Probe<D> {
         let Route { plan, ways } = route;
         let health = if plan.probe.level == ProbeLevel::Off { Health::NotProbed } else { Health::Unknown };
-        self.state.send_modify(|state| set_health(state, health));
+        self.state.send_modify(|state| {
+            set_health(state, health);
+            // It may have been another database's.
+            state.certificate_expires = None;
+        });
         Probe {
             plan: Arc::clone(plan),
             ways: ways.clone(),
@@ -290,14 +294,17 @@ impl<D: Dial> Probe<D> {
             return Ok(took);
         }
         let asked = Instant::now();
-        let wire = negotiate(stream, target, &probe.tls, probe.timeout).await?;
+        let Agreement { wire, certificate_expires } =
+            negotiate(stream, target, &probe.tls, probe.timeout).await?;
         if probe.tls.mode != TlsMode::Disable {
             took = self.note(ProbePhase::Tls, asked);
+            self.state.send_if_modified(|state| {
+                std::mem::replace(&mut state.certificate_expires, certificate_expires) != certificate_expires
+            });
         }
-        let Some(login) = login else { return Ok(took) };
-        let database = probe.login.as_ref().and_then(|login| login.database.as_deref());
+        let (Some(login), Some(plan)) = (login, &probe.login) else { return Ok(took) };
         let began = Instant::now();
-        let session = Session::login(wire, login, database, &probe.tls, probe.timeout).await?;
+        let session = Session::login(wire, login, plan, &probe.tls, probe.timeout).await?;
         let took = self.note(ProbePhase::Login, began);
         if probe.level == ProbeLevel::Login {
             session.close().await;
@@ -430,7 +437,7 @@ async fn open<S: Seat>(plan: &DatabasePlan, seat: &Arc<S>) -> Result<DuplexStrea
 async fn cancel<S: Seat>(plan: Arc<DatabasePlan>, seat: Arc<S>, canceller: Canceller) {
     let DatabasePlan { target, probe, .. } = &*plan;
     if let Ok(stream) = open(&plan, &seat).await
-        && let Ok(wire) = negotiate(stream, target, &probe.tls, probe.timeout).await
+        && let Ok(Agreement { wire, .. }) = negotiate(stream, target, &probe.tls, probe.timeout).await
     {
         canceller.cancel(wire, probe.timeout).await;
     }

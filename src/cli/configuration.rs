@@ -62,7 +62,9 @@ fn database_files(database: &DatabasePlan) -> Vec<(String, PathBuf)> {
     let secrets = database.probe.login.iter().flat_map(LoginPlan::secrets);
     let secrets = secrets.filter_map(|(name, source)| Some((key(name), secret_file(Some(source))?)));
     let roots = database.probe.tls.ca.clone().map(|path| (key("tls.ca"), path));
-    secrets.chain(roots).collect()
+    let google = database.probe.login.as_ref().and_then(LoginPlan::credentials_file);
+    let google = google.map(|path| (key("credentials_file"), path.to_owned()));
+    secrets.chain(google).chain(roots).collect()
 }
 
 fn secret_file(source: Option<&SecretSource>) -> Option<PathBuf> {

@@ -90,6 +90,7 @@ pub(super) struct Families {
     probes: Tallies,
     probe_phase: HistogramVec,
     probe_last_success: GaugeVec,
+    certificate_expiry: GaugeVec,
 }
 
 impl Families {
@@ -188,6 +189,11 @@ impl Families {
                 "When a probe succeeded last.",
                 database,
             )?,
+            certificate_expiry: registrar.gauge(
+                "certificate_expiry_timestamp_seconds",
+                "When the certificate expires that the database showed the probe.",
+                database,
+            )?,
         })
     }
 
@@ -209,6 +215,8 @@ impl Families {
             };
             set_if_known(&self.probe_up, labels, verdict);
             set_if_known(&self.probe_last_success, labels, database.probe.last_success.map(Stamp::seconds));
+            let expires = database.probe.certificate_expires.map(Stamp::seconds);
+            set_if_known(&self.certificate_expiry, labels, expires);
         }
     }
 }
@@ -313,6 +321,7 @@ impl DatabaseMetrics {
             &families.held,
             &families.probe_up,
             &families.probe_last_success,
+            &families.certificate_expiry,
         ];
         ledger.observed(&observed, &[name]);
         ledger.raised(&[&families.uptime], &[name]);

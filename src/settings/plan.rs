@@ -1,6 +1,7 @@
 //! What the daemon shall do, in checked and typed form. Each unit gets its slice of it, never the whole.
 
 mod database;
+mod kind;
 mod login;
 
 use std::net::SocketAddr;
@@ -16,8 +17,9 @@ use crate::placement::PoolBounds;
 use crate::secret::SecretSource;
 
 pub use database::{
-    DatabasePlan, ForwardPlan, Kind, ListenAt, ListenPlan, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan,
+    DatabasePlan, ForwardPlan, ListenAt, ListenPlan, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan,
 };
+pub use kind::{Kind, RDS_BUNDLE};
 pub use login::{AwsKeysPlan, CredentialsPlan, LakebaseResource, LoginPlan};
 
 /// The whole configuration.

@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod agent;
+pub mod authority;
 pub mod bastion;
 pub mod browser;
 pub mod client;
@@ -12,6 +13,7 @@ pub mod postgres;
 pub mod processes;
 pub mod prometheus;
 pub mod relay;
+pub mod sni;
 pub mod webhook;
 
 use std::net::TcpListener;
@@ -24,6 +26,7 @@ pub use fake_service::{FakeService, Reply};
 pub use patience::{PATIENCE, eventually};
 pub use postgres::Postgres;
 pub use relay::{Fault, Relay};
+pub use sni::SniRouter;
 
 /// A bastion, and a daemon whose tunnel to it is up. `keys` are the bastion's, `databases` whole sections.
 pub fn tunnel(keys: &str, databases: &str) -> (Bastion, Daemon) {

@@ -4,31 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::kind::Kind;
 use super::login::LoginPlan;
 use crate::ids::{Name, Target};
 use crate::local::LocalAddress;
-
-/// The kind of a database: it decides defaults only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// PostgreSQL anywhere.
-    Postgres,
-    /// Amazon RDS and Aurora.
-    Rds,
-}
-
-crate::settings::values::words!(Kind { "postgres" => Self::Postgres, "rds" => Self::Rds });
-
-impl Kind {
-    /// The word used in the configuration.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Postgres => "postgres",
-            Self::Rds => "rds",
-        }
-    }
-}
 
 /// A database and its forward.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Who the probe logs in as, and where what it takes comes from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::secret::SecretSource;
 
@@ -106,7 +106,25 @@ pub enum LakebaseResource {
     Endpoint(String),
 }
 
+impl CredentialsPlan {
+    /// Whether they are made for one login or an hour of them, by somebody else than the database: whoever has such a token
+    /// is let in.
+    #[must_use]
+    pub fn are_temporary(&self) -> bool {
+        !matches!(self, Self::Password { .. })
+    }
+}
+
 impl LoginPlan {
+    /// The file with Google's credentials, where one is named.
+    #[must_use]
+    pub fn credentials_file(&self) -> Option<&Path> {
+        match &self.credentials {
+            CredentialsPlan::AlloydbIam { credentials_file, .. } => credentials_file.as_deref(),
+            _ => None,
+        }
+    }
+
     /// The secrets that come from the configuration, each with its key.
     #[must_use]
     pub fn secrets(&self) -> Vec<(&'static str, &SecretSource)> {
