@@ -60,6 +60,7 @@ async fn mint(plan: &LoginPlan, target: &Target, lakebase: &Lakebase) -> Result<
 async fn fetch_password(source: Option<&SecretSource>) -> Result<Option<Secret>, Failure> {
     let Some(source) = source else { return Ok(None) };
     let fetched = fetch(source).await;
-    let fetched = fetched.map_err(|text| Failure::new(Cause::CredentialsMissing, format!("the password: {text}")));
+    let fetched =
+        fetched.map_err(|text| Failure::new(Cause::CredentialsMissing, format!("the password: {text}")));
     fetched.map(Some)
 }

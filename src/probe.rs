@@ -5,6 +5,8 @@
 //! anew now and then, since a kept connection does not notice what only logins meet. There is never more than one
 //! probe of a database under way.
 
+mod access;
+
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
@@ -17,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::clock::now;
-use crate::credentials;
 use crate::dial::{Dial, Route, Seat, Ways};
 use crate::failure::{Cause, Failure, Phase};
 use crate::ids::Name;
@@ -28,11 +29,12 @@ use crate::secret::Login;
 use crate::settings::plan::{DatabasePlan, ProbeLevel, ProbeWhen, TlsMode};
 use crate::state::{Health, Incident, ProbeState};
 use crate::verdict::{Outcome, Verdict};
+use access::Access;
 
 /// How long the first probe waits for the tunnel.
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A login that was rejected is not tried more often: databases lock accounts, and log each try.
+/// A login that was rejected is not tried more often: databases lock accounts, clouds slow down, and both log each try.
 const REJECTED_PACE: Duration = Duration::from_secs(60);
 
 /// What a probe is made with.
@@ -59,6 +61,8 @@ struct Probe<D: Dial> {
     plan: Arc<DatabasePlan>,
     ways: Ways<D>,
     metrics: Arc<DatabaseMetrics>,
+    /// None where it does not log in.
+    access: Option<Access>,
     kept: Option<Kept<D::Seat>>,
     /// What clients had moved at the last look.
     moved: u64,
@@ -119,13 +123,14 @@ impl<D: Dial> Unit<D> {
         let health = if plan.probe.level == ProbeLevel::Off { Health::NotProbed } else { Health::Unknown };
         self.state.send_modify(|state| {
             set_health(state, health);
-            // It may have been another database's.
-            state.certificate_expires = None;
+            // They may have been another database's.
+            (state.certificate_expires, state.credential_expires) = (None, None);
         });
         Probe {
             plan: Arc::clone(plan),
             ways: ways.clone(),
             metrics: Arc::clone(&self.parts.metrics),
+            access: Access::new(plan, &self.parts.metrics),
             kept: None,
             moved: self.parts.metrics.passed_in_total(),
             verdict: Verdict::new(plan.probe.failures),
@@ -148,7 +153,12 @@ async fn another<D: Dial>(changes: &mut watch::Receiver<Arc<Route<D>>>, route: &
 fn is_rejection(failure: &Failure) -> bool {
     matches!(
         failure.cause,
-        Cause::DbLoginRejected | Cause::DbLoginNoHbaEntry | Cause::DbLoginUnsupportedMethod
+        Cause::DbLoginRejected
+            | Cause::DbLoginNoHbaEntry
+            | Cause::DbLoginUnsupportedMethod
+            | Cause::CredentialsDenied
+            | Cause::CredentialsExpired
+            | Cause::CredentialsClockSkew
     )
 }
 
@@ -183,10 +193,20 @@ impl<D: Dial> Probe<D> {
             return Found::Skipped;
         }
         // Before anything is opened: a secret may take its time, and nobody shall be kept waiting with an open link.
-        match self.fetch_login().await {
-            Ok(login) => self.probe_ways(login.as_ref()).await,
-            Err(failure) => Found::Failed(None, failure),
+        let login = match &mut self.access {
+            Some(access) => match access.login(&self.state).await {
+                Ok(login) => Some(login),
+                Err(failure) => return Found::Failed(None, failure),
+            },
+            None => None,
+        };
+        let found = self.probe_ways(login.as_ref()).await;
+        if let (Found::Failed(_, failure), Some(access)) = (&found, &mut self.access)
+            && is_rejection(failure)
+        {
+            access.was_refused();
         }
+        found
     }
 
     /// Goes the way that a client would go: through the best bastion, and through the next where that one does not
@@ -267,14 +287,6 @@ impl<D: Dial> Probe<D> {
             Err(failure) if failure.cause == Cause::DbQueryClosed => None,
             Err(failure) => Some(Found::Failed(Some(kept.bastion), failure)),
         }
-    }
-
-    /// None where it is not needed.
-    async fn fetch_login(&self) -> Result<Option<Login>, Failure> {
-        let probe = &self.plan.probe;
-        let wanted = probe.login.as_ref().filter(|_| probe.level >= ProbeLevel::Login);
-        let Some(wanted) = wanted else { return Ok(None) };
-        Ok(Some(credentials::mint(wanted, &self.plan.target).await?.login))
     }
 
     /// Goes through all phases from the beginning; returns the time of the last one.

@@ -270,6 +270,9 @@ pub struct Probe {
     /// The end of the certificate that the database showed last.
     #[serde(default)]
     pub certificate_expires: Option<Stamp>,
+    /// The end of the temporary login that the probe has.
+    #[serde(default)]
+    pub credential_expires: Option<Stamp>,
 }
 
 /// One client of a forward.

@@ -327,6 +327,8 @@ pub struct ProbeState {
     pub last_failure: Option<Incident>,
     /// The last moment at which the certificate that the database showed last is good.
     pub certificate_expires: Option<SystemTime>,
+    /// When the temporary login that was made last expires.
+    pub credential_expires: Option<SystemTime>,
 }
 
 #[cfg(test)]

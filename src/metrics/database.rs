@@ -91,6 +91,8 @@ pub(super) struct Families {
     probe_phase: HistogramVec,
     probe_last_success: GaugeVec,
     certificate_expiry: GaugeVec,
+    credential_expiry: GaugeVec,
+    credential_mints: Tallies,
 }
 
 impl Families {
@@ -194,6 +196,16 @@ impl Families {
                 "When the certificate expires that the database showed the probe.",
                 database,
             )?,
+            credential_expiry: registrar.gauge(
+                "credential_expiry_timestamp_seconds",
+                "When the temporary login expires that the probe has.",
+                database,
+            )?,
+            credential_mints: registrar.tallies(
+                "credential_mints_total",
+                "Temporary logins that were asked for, by what came of it.",
+                &["database", "result"],
+            )?,
         })
     }
 
@@ -217,6 +229,8 @@ impl Families {
             set_if_known(&self.probe_last_success, labels, database.probe.last_success.map(Stamp::seconds));
             let expires = database.probe.certificate_expires.map(Stamp::seconds);
             set_if_known(&self.certificate_expiry, labels, expires);
+            let expires = database.probe.credential_expires.map(Stamp::seconds);
+            set_if_known(&self.credential_expiry, labels, expires);
         }
     }
 }
@@ -288,6 +302,8 @@ pub struct DatabaseMetrics {
     startups_tls: IntCounter,
     startups_plain: IntCounter,
     query_errors: Arc<Tally>,
+    /// For a database whose logins are temporary.
+    mints: (Name, Tallies),
     /// From the last byte of a client's query to the end of its answer.
     pub query_duration: Timings,
     /// From the last byte that an encrypted client sent to the first that came back.
@@ -300,6 +316,18 @@ pub struct DatabaseMetrics {
     pub duration: Timings,
     _ledger: Ledger,
 }
+
+/// Counts the temporary logins of one database.
+pub struct Mints(Arc<Tally>);
+
+impl Mints {
+    /// One was asked for: it came, or did not for this cause.
+    pub fn count(&self, result: Result<(), Cause>) {
+        self.0.count(result.map_or_else(by_reason, |()| MINTED));
+    }
+}
+
+const MINTED: Cell = ["ok", ""];
 
 /// The phases in which a probe can fail.
 const PROBED: [Phase; 5] = [Phase::Channel, Phase::Credentials, Phase::DbTls, Phase::DbLogin, Phase::DbQuery];
@@ -322,6 +350,7 @@ impl DatabaseMetrics {
             &families.probe_up,
             &families.probe_last_success,
             &families.certificate_expiry,
+            &families.credential_expiry,
         ];
         ledger.observed(&observed, &[name]);
         ledger.raised(&[&families.uptime], &[name]);
@@ -350,6 +379,7 @@ impl DatabaseMetrics {
             query_errors: families
                 .query_errors
                 .of(&[name], ErrorClass::all().map(|class| [class.as_str(), ""])),
+            mints: (database.clone(), families.credential_mints.clone()),
             query_duration: ledger.timings(&families.query_duration, &[name]),
             turnaround: ledger.timings(&families.turnaround, &[name]),
             hold: ledger.timings(&families.hold, &[name]),
@@ -426,6 +456,14 @@ impl DatabaseMetrics {
     /// A probe failed.
     pub fn probe_failed(&self, cause: Cause) {
         self.probes.count(by_phase(cause));
+    }
+
+    /// The counters of a database whose logins are temporary; they go with the last of these.
+    #[must_use]
+    pub fn mints(&self) -> Mints {
+        let (database, family) = &self.mints;
+        let failed = of_phases(&[Phase::Credentials]).map(by_reason);
+        Mints(family.of(&[database.as_str()], std::iter::once(MINTED).chain(failed)))
     }
 
     /// A phase of a probe took so long.

@@ -143,14 +143,6 @@ impl LoginPlan {
     }
 }
 
-impl CredentialsPlan {
-    /// Whether a cloud makes them, for a while.
-    #[must_use]
-    pub fn are_temporary(&self) -> bool {
-        !matches!(self, Self::Password { .. })
-    }
-}
-
 impl AwsKeysPlan {
     fn secrets(&self) -> Vec<(&'static str, &SecretSource)> {
         match self {
