@@ -3,6 +3,8 @@
 //! A key that the chosen way to log in does not know is refused, since whoever wrote it expects something of it. Only a
 //! `user` and a `password` that are beside the point are passed over with a note: profiles of other tools have them.
 
+use std::path::PathBuf;
+
 use super::Effective;
 use super::kind::{Inferred, is_region};
 use super::plan::{AwsKeysPlan, CredentialsPlan, Kind, LakebaseResource, LoginPlan};
@@ -83,7 +85,7 @@ struct Keys {
     session_token: Option<SecretSource>,
     iam_profile: Option<String>,
     endpoint_url: Option<ServiceUrl>,
-    credentials_file: Option<std::path::PathBuf>,
+    credentials_file: Option<PathBuf>,
     workspace: Option<ServiceUrl>,
     client_id: Option<SecretSource>,
     client_secret: Option<SecretSource>,
