@@ -151,7 +151,7 @@ mod tests {
         let asked = logins.get().await;
         assert_eq!(asked.mint.clone().unwrap().unwrap_err().cause, Cause::CredentialsMissing);
         assert_eq!(password(asked), first);
-        advance(MINUTE).await;
+        advance(MINUTE + Duration::from_secs(1)).await;
         assert_eq!(logins.get().await.login.unwrap_err().cause, Cause::CredentialsMissing);
     }
 

@@ -8,6 +8,7 @@ pub mod browser;
 pub mod client;
 pub mod daemon;
 pub mod fake_service;
+pub mod logins;
 pub mod patience;
 pub mod postgres;
 pub mod processes;

@@ -6,17 +6,20 @@ mod lakebase;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
-use tunnelkeeper::credentials::{self, Minted};
+use tunnelkeeper::credentials::Minted;
 use tunnelkeeper::failure::{Cause, Failure};
 use tunnelkeeper::ids::{HostPort, Target};
-use tunnelkeeper::settings::plan::CredentialsPlan;
+use tunnelkeeper::settings::plan::{CredentialsPlan, LoginPlan};
 
 use crate::support::fake_service::{Received, framed};
-use crate::support::{FakeService, Reply, runtime};
+use crate::support::{FakeService, Reply, logins, runtime};
 
 fn mint(plan: &CredentialsPlan) -> Result<Minted, Failure> {
-    let database = Target::Tcp(HostPort::new("db.example", 5432));
-    runtime().block_on(credentials::mint(plan, &database))
+    runtime().block_on(mint_at(plan, Target::Tcp(HostPort::new("db.example", 5432))))
+}
+
+async fn mint_at(plan: &CredentialsPlan, database: Target) -> Result<Minted, Failure> {
+    logins::mint(&LoginPlan { database: None, credentials: plan.clone() }, &database).await
 }
 
 /// User and password, of a login that lasts about as long as it should.
@@ -84,7 +87,7 @@ fn silence(plan: impl Fn(&FakeService) -> CredentialsPlan) {
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let failure = runtime.block_on(async {
         let before = tokio::time::Instant::now();
-        let failure = credentials::mint(&plan, &Target::Unix("/x".into())).await.unwrap_err();
+        let failure = mint_at(&plan, Target::Unix("/x".into())).await.unwrap_err();
         assert!(before.elapsed() <= Duration::from_secs(15), "{:?}", before.elapsed());
         failure
     });

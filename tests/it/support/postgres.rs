@@ -193,6 +193,17 @@ impl Postgres {
         self.section(name, bastion).replace(&port, &format!("{:?}", self.socket().display().to_string()))
     }
 
+    /// `[databases.NAME]` whose probe has tokens of its own making, as RDS wants them; this server takes none.
+    pub fn signed_section(&self, name: &str, bastion: &str) -> String {
+        format!(
+            "[databases.{name}]\nbastion = \"{bastion}\"\nhost = \"127.0.0.1\"\nport = {}\n\
+             listen = \"127.0.0.1:0\"\nkind = \"rds\"\nmethod = \"iam\"\nregion = \"eu-west-1\"\n\
+             user = \"{SCRAM}\"\naccess_key_id = \"AKIDEXAMPLE\"\nsecret_access_key = \"example\"\n\
+             tls = {{ mode = \"require\", allow_unverified = true }}\n",
+            self.port
+        )
+    }
+
     /// `[databases.NAME]` without a probe.
     pub fn unprobed_section(&self, name: &str, bastion: &str) -> String {
         format!(
