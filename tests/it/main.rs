@@ -40,6 +40,7 @@ mod kubernetes;
 mod library;
 mod lifetime;
 mod logins;
+mod minted;
 mod outage;
 mod page;
 mod passwords;
