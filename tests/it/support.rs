@@ -5,6 +5,7 @@ pub mod agent;
 pub mod bastion;
 pub mod browser;
 pub mod client;
+pub mod cloud;
 pub mod daemon;
 pub mod patience;
 pub mod postgres;
