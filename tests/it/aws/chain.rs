@@ -299,6 +299,31 @@ fn keys_come_from_a_command_whose_complaints_stay_with_it() {
 }
 
 #[test]
+fn sign_on_is_told_how_to_get_in() {
+    let mut asker = Asker::rds(&[]);
+    asker.write(
+        "config",
+        "[default]\nsso_session = x\nsso_account_id = 1\nsso_role_name = y\n\
+         [sso-session x]\nsso_region = us-east-1\nsso_start_url = https://sign-on.invalid\n",
+    );
+    let answer = asker.ask();
+    assert_eq!(answer["reason"], "missing", "{answer}");
+    assert!(answer["hint"].as_str().unwrap().contains("aws configure export-credentials"), "{answer}");
+}
+
+/// As a container sees its machine when it is one hop too far away.
+#[test]
+fn metadata_that_never_answer_are_given_up() {
+    let cloud = Cloud::start(|_| Reply::Silence);
+    let url = cloud.url();
+    let mut asker =
+        Asker::rds(&[("AWS_EC2_METADATA_DISABLED", "false"), ("AWS_EC2_METADATA_SERVICE_ENDPOINT", &url)]);
+    let (reason, detail) = asker.failure();
+    assert_eq!(reason, "missing", "{detail}");
+    assert_eq!(cloud.asked().first().map(|asked| asked.path.as_str()), Some("/latest/api/token"));
+}
+
+#[test]
 fn where_there_are_none_all_places_are_named() {
     let (reason, detail) = Asker::rds(&[]).failure();
     assert_eq!(reason, "missing");
