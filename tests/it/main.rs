@@ -20,6 +20,7 @@ mod agents;
 mod alerting;
 mod alerts;
 mod architecture;
+mod aws;
 mod balancer;
 mod carried;
 mod certificates;

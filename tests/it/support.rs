@@ -6,6 +6,7 @@ pub mod authority;
 pub mod bastion;
 pub mod browser;
 pub mod client;
+pub mod cloud;
 pub mod daemon;
 pub mod fake_service;
 pub mod logins;

@@ -26,6 +26,9 @@ use crate::settings::plan::AwsKeysPlan;
 
 /// How long the chain may look: a machine's metadata and a token service may each be tried several times.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Sign-on is for people at a browser, and would bring a second crypto provider; AWS's own command line can stand between.
+const SIGN_ON_HINT: &str = "sign-on needs AWS's command line: name a profile that has `credential_process = aws configure \
+                            export-credentials --profile YOURS`, or keys of another kind";
 
 /// Fetches keys, within 30 s. The region is where AWS's token service is asked if a role is to be assumed.
 ///
@@ -112,7 +115,8 @@ fn explain(error: &CredentialsError, profile: Option<&str>, place: &str) -> Fail
             Failure::new(Cause::CredentialsMissing, nothing_found(profile))
         }
         CredentialsError::InvalidConfiguration(_) => {
-            Failure::new(Cause::CredentialsMissing, format!("{place} cannot be used: {text}"))
+            let failure = Failure::new(Cause::CredentialsMissing, format!("{place} cannot be used: {text}"));
+            if text.contains("sso") { failure.with_hint(SIGN_ON_HINT) } else { failure }
         }
         _ => Failure::new(refusal::cause_in(text), format!("{place} gave no keys: {text}")),
     }

@@ -47,7 +47,11 @@ fn read(answer: &str) -> Option<Minted> {
 }
 
 fn read_refusal(answer: &str) -> Option<Refusal> {
-    let field = |name| text(answer, &["ErrorResponse", "Error", name]);
+    // The services behind AWS's gateways do not agree on whether there may be several.
+    let field = |name| {
+        let one = text(answer, &["ErrorResponse", "Error", name]);
+        one.or_else(|| text(answer, &["ErrorResponse", "Errors", "Error", name]))
+    };
     Some(Refusal { code: field("Code")?, message: field("Message").unwrap_or_default() })
 }
 

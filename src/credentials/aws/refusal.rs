@@ -69,6 +69,8 @@ pub(super) fn cause_in(text: &str) -> Cause {
         "InvalidClientTokenId",
         "UnrecognizedClient",
         "InvalidIdentityToken",
+        "StatusCode(401)",
+        "StatusCode(403)",
     ]) {
         Cause::CredentialsDenied
     } else if is_about_haste(text) || tells(&["dispatch failure", "timeout", "timed out"]) {
@@ -189,6 +191,7 @@ mod tests {
         for (text, cause) in [
             ("service error: unhandled error (AccessDenied)", Cause::CredentialsDenied),
             ("service error: ExpiredTokenException: token expired", Cause::CredentialsExpired),
+            ("Non-success status from HTTP credential provider: StatusCode(403)", Cause::CredentialsDenied),
             ("dispatch failure: io error", Cause::CredentialsUnreachable),
             ("could not read web identity token file", Cause::CredentialsMissing),
             ("Signature expired: x", Cause::CredentialsClockSkew),
