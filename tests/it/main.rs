@@ -35,6 +35,7 @@ mod host_keys;
 mod hostile;
 mod jobs;
 mod jumps;
+mod kinds;
 mod kubernetes;
 mod library;
 mod lifetime;

@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod agent;
+pub mod authority;
 pub mod bastion;
 pub mod browser;
 pub mod client;
@@ -11,6 +12,7 @@ pub mod postgres;
 pub mod processes;
 pub mod prometheus;
 pub mod relay;
+pub mod sni;
 pub mod webhook;
 
 use std::net::TcpListener;
@@ -22,6 +24,7 @@ pub use daemon::Daemon;
 pub use patience::{PATIENCE, eventually};
 pub use postgres::Postgres;
 pub use relay::{Fault, Relay};
+pub use sni::SniRouter;
 
 /// A bastion, and a daemon whose tunnel to it is up. `keys` are the bastion's, `databases` whole sections.
 pub fn tunnel(keys: &str, databases: &str) -> (Bastion, Daemon) {
