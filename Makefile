@@ -23,6 +23,7 @@ test: prepare lint unit integration story
 prepare:
 	@tests/prepare
 	@tests/it/kubernetes/prepare
+	@tests/it/jobs/prepare
 
 lint:
 	cargo fmt --check

@@ -7,6 +7,7 @@ pub mod bastion;
 pub mod browser;
 pub mod client;
 pub mod daemon;
+pub mod hosts;
 pub mod patience;
 pub mod postgres;
 pub mod processes;
