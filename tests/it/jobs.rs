@@ -2,7 +2,10 @@
 //! in their own client's words what is wrong.
 
 mod dbt;
+mod drivers;
+mod names;
 mod recipes;
+mod redshift;
 mod services;
 mod tls;
 

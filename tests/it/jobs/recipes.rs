@@ -19,10 +19,21 @@ pub fn recipe(section: &str, words: &str) -> String {
     let heading = format!("\n## {section}\n");
     let (_, rest) = PAGE.split_once(&heading).unwrap_or_else(|| panic!("there is no section {section:?}"));
     let text = rest.split("\n## ").next().unwrap();
-    let blocks = text.split("\n```").skip(1).step_by(2);
-    let mut found = blocks.filter(|block| block.contains(words));
-    let block = found.next().unwrap_or_else(|| panic!("{section:?} has no block with {words:?}"));
-    block.split_once('\n').unwrap().1.to_owned()
+    let blocks = blocks(text);
+    let found = blocks.into_iter().find(|block| block.contains(words));
+    found.unwrap_or_else(|| panic!("{section:?} has no block with {words:?}"))
+}
+
+/// The blocks of code in a text, without the indentation that a list gives them.
+fn blocks(text: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut lines = text.lines();
+    while let Some(fence) = lines.by_ref().find(|line| line.trim_start().starts_with("```")) {
+        let indentation = fence.len() - fence.trim_start().len();
+        let block = lines.by_ref().take_while(|line| line.trim() != "```");
+        blocks.push(block.map(|line| format!("{}\n", line.get(indentation..).unwrap_or_default())).collect());
+    }
+    blocks
 }
 
 /// The page's database `analytics`, with the daemon that leads to it, and a job that may use it.
@@ -32,29 +43,28 @@ pub struct Stage {
     /// The job's home.
     home: TempDir,
     /// The second address at which the database listens, on the database's own port.
-    own: &'static str,
-    port: u16,
+    pub own: &'static str,
+    pub port: u16,
 }
 
-/// The page's database, whose owner is the job's user.
-fn analytics() -> &'static Postgres {
-    static MADE: OnceLock<()> = OnceLock::new();
-    let postgres = Postgres::shared();
+/// Makes the page's database, whose owner is the job's user.
+fn make_analytics() {
+    static MADE: OnceLock<String> = OnceLock::new();
     MADE.get_or_init(|| {
-        postgres.sql("postgres", &format!("CREATE DATABASE analytics OWNER {SCRAM}"));
+        Postgres::shared().sql("postgres", &format!("CREATE DATABASE analytics OWNER {SCRAM}"))
     });
-    postgres
 }
 
 impl Stage {
     /// `own` is a loopback address that no other test listens on.
     pub fn set(own: &'static str) -> Self {
-        let postgres = analytics();
+        let postgres = Postgres::shared();
         Self::before(own, INTERNAL, postgres.port, &postgres.ca())
     }
 
-    /// The same with another server in the database's place, known by another name.
+    /// The same by way of another server, known by another name.
     pub fn before(own: &'static str, name: &str, port: u16, ca: &Path) -> Self {
+        make_analytics();
         let bastion = Bastion::that_knows(&[name]);
         let home = TempDir::with_prefix("home-").unwrap();
         let daemon = Daemon::start(&format!(
