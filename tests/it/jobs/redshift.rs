@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
-use super::out;
 use super::recipes::{Stage, recipe};
+use super::{err, out};
 use crate::support::postgres::{CLOUD, MD5, PASSWORD};
 use crate::support::{Postgres, SniRouter, runtime};
 
@@ -128,24 +128,43 @@ fn the_driver_of_redshift_connects_as_documented_and_postgresql_is_not_redshift(
     std::fs::write(stage.file("hosts"), hosts).unwrap();
     let script = stage.write("redshift_query.py", &script);
     let output = stage.client_with_hosts("python3").arg(&script).env("PGUSER", MD5).output().unwrap();
-    let text = super::err(&output);
-    assert!(text.contains("Hostname mismatch"), "{output:?}");
+    assert!(err(&output).contains("Hostname mismatch"), "{output:?}");
+    // Without that it gives no name either.
+    let lenient = recipe("redshift_connector", "# redshift_query.py").replace("verify-full", "verify-ca");
+    assert!(!cluster.run(&lenient).status.success());
+    assert_eq!(cluster.router.seen().last(), Some(&None));
     // And PostgreSQL itself does not know its parameters.
-    let lenient = std::fs::read_to_string(&script).unwrap().replace("verify-full", "verify-ca");
-    std::fs::write(&script, lenient).unwrap();
-    let output = stage.client_with_hosts("python3").arg(&script).env("PGUSER", MD5).output().unwrap();
-    let text = super::err(&output);
+    let script = stage.write("redshift_query.py", &lenient);
+    let output = stage.client_with_hosts("python3").arg(script).env("PGUSER", MD5).output().unwrap();
+    let text = err(&output);
     assert!(text.contains("unrecognized configuration parameter \"client_protocol_version\""), "{text}");
+}
+
+#[test]
+fn the_time_to_connect_of_redshifts_driver_stays_in_force() {
+    let cluster = Cluster::start("127.0.0.45", CLUSTER);
+    let script = recipe("redshift_connector", "# redshift_query.py");
+    let script = script
+        .replace("    port=", "    timeout=1,\n    port=")
+        .replace("current_database()", "pg_sleep(600)");
+    let output = cluster.run(&script);
+    assert!(!output.status.success() && err(&output).contains("timed out"), "{output:?}");
+}
+
+/// `dbt debug` with a profile: what it says, when it could connect.
+fn dbt_connects(cluster: &Cluster, profile: &str, environment: &[(&str, &str)]) {
+    cluster.stage.write("profiles.yml", profile);
+    cluster.stage.write("dbt_project.yml", "name: shop\nprofile: nightly\n");
+    let mut dbt = cluster.client("dbt");
+    dbt.args(["--no-use-colors", "debug", "--connection"]).envs(environment.iter().copied());
+    let output = dbt.output().unwrap();
+    assert!(out(&output).contains("Connection test: [OK connection ok]"), "{output:?}");
 }
 
 #[test]
 fn dbt_redshift_connects_as_documented() {
     let cluster = Cluster::start("127.0.0.43", CLUSTER);
-    let stage = &cluster.stage;
-    stage.write("profiles.yml", &recipe("dbt-redshift", "# profiles.yml"));
-    stage.write("dbt_project.yml", "name: shop\nprofile: nightly\n");
-    let output = cluster.client("dbt").args(["--no-use-colors", "debug", "--connection"]).output().unwrap();
-    assert!(out(&output).contains("Connection test: [OK connection ok]"), "{output:?}");
+    dbt_connects(&cluster, &recipe("dbt-redshift", "# profiles.yml"), &[]);
     assert_eq!(cluster.router.seen().last(), Some(&Some(CLUSTER.to_owned())));
 }
 
@@ -197,36 +216,63 @@ fn complete(request: &[u8]) -> bool {
     body.len() >= length.unwrap_or(0)
 }
 
-/// Where the page's driver logs in by IAM: what it asks AWS for a database of this name, to which these words belong.
-fn asked_of_aws(cluster: &Cluster, name: &str, words: &str) -> Vec<String> {
-    let (aws, asked) = fake_aws();
-    let login = "    user=os.environ[\"PGUSER\"],\n    password=os.environ[\"PGPASSWORD\"],\n";
-    let script = recipe("redshift_connector", "# redshift_query.py").replace(CLUSTER, name);
-    assert!(script.contains(login), "{script}");
-    let iam = format!("    iam=True,\n    db_user=os.environ[\"PGUSER\"],\n    {words}\n");
-    let script = cluster.stage.write("redshift_query.py", &script.replace(login, &iam));
-    let mut python = cluster.client("python3");
-    python.envs([("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"), ("AWS_SECRET_ACCESS_KEY", "not a secret")]);
-    python.env("AWS_ENDPOINT_URL", format!("http://{aws}")).env("AWS_EC2_METADATA_DISABLED", "true");
-    let output = python.arg(script).output().unwrap();
-    assert_eq!(out(&output).trim(), "analytics", "{output:?}");
-    asked.try_iter().collect()
+/// Where a job has its credentials for AWS, and AWS.
+fn aws_environment(aws: &str) -> [(&str, &str); 4] {
+    [
+        ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", "not a secret"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("AWS_ENDPOINT_URL", aws),
+    ]
 }
 
+/// A name, what the driver and dbt have to be told beside it, and what they are to ask of AWS.
+struct Case {
+    name: &'static str,
+    driver: &'static str,
+    dbt: &'static str,
+    asked: [&'static str; 2],
+}
+
+const CASES: [Case; 2] = [
+    Case {
+        name: CLUSTER,
+        driver: "iam=True, db_user=os.environ[\"PGUSER\"], cluster_identifier=\"nightly\"",
+        dbt: "method: iam\n      cluster_id: nightly\n",
+        asked: ["Action=GetClusterCredentials&", "/us-east-1/redshift/aws4_request"],
+    },
+    Case {
+        name: CLOUD[2],
+        driver: "iam=True",
+        dbt: "method: iam\n",
+        asked: ["\"workgroupName\": \"nightly\"", "/us-east-1/redshift-serverless/aws4_request"],
+    },
+];
+
 #[test]
-fn the_driver_reads_region_and_workgroup_out_of_the_real_name() {
-    let cluster = Cluster::start("127.0.0.44", CLUSTER);
-    let asked = asked_of_aws(&cluster, CLUSTER, "cluster_identifier=\"nightly\",");
-    assert_eq!(asked.len(), 1, "{asked:?}");
-    for words in ["Action=GetClusterCredentials&", "/us-east-1/redshift/aws4_request"] {
-        assert!(asked[0].contains(words), "{words} is not in {asked:?}");
-    }
-    drop(cluster);
-    let serverless = CLOUD[2];
-    let workgroup = Cluster::start("127.0.0.44", serverless);
-    let asked = asked_of_aws(&workgroup, serverless, "");
-    assert_eq!(asked.len(), 1, "{asked:?}");
-    for words in ["\"workgroupName\": \"nightly\"", "/us-east-1/redshift-serverless/aws4_request"] {
-        assert!(asked[0].contains(words), "{words} is not in {asked:?}");
+fn with_iam_the_real_name_tells_the_region_and_the_workgroup() {
+    for case in CASES {
+        let cluster = Cluster::start("127.0.0.44", case.name);
+        let (address, asked) = fake_aws();
+        let aws = format!("http://{address}");
+        let is_asked_once = || {
+            let requests: Vec<String> = asked.try_iter().collect();
+            let right = |request: &String| case.asked.iter().all(|words| request.contains(words));
+            assert!(requests.len() == 1 && requests.iter().all(right), "{requests:?}");
+        };
+        let script = recipe("redshift_connector", "# redshift_query.py");
+        let password = "    user=os.environ[\"PGUSER\"],\n    password=os.environ[\"PGPASSWORD\"],\n";
+        let iam = script.replace(password, &format!("    {},\n", case.driver)).replace(CLUSTER, case.name);
+        assert_ne!(iam, script);
+        let script = cluster.stage.write("redshift_query.py", &iam);
+        let output = cluster.client("python3").arg(script).envs(aws_environment(&aws)).output().unwrap();
+        assert_eq!(out(&output).trim(), "analytics", "{output:?}");
+        is_asked_once();
+        let profile = recipe("dbt-redshift", "# profiles.yml");
+        let password = "password: \"{{ env_var('PGPASSWORD') }}\"\n";
+        let iam = profile.replace(password, case.dbt).replace(CLUSTER, case.name);
+        assert_ne!(iam, profile);
+        dbt_connects(&cluster, &iam, &aws_environment(&aws));
+        is_asked_once();
     }
 }
