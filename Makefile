@@ -24,6 +24,7 @@ prepare:
 	@tests/prepare
 	@tests/it/kubernetes/prepare
 	@tests/it/aws/prepare
+	@tests/it/jobs/prepare
 
 lint:
 	cargo fmt --check

@@ -7,13 +7,14 @@ mod signature;
 
 use std::time::{Duration, SystemTime};
 
-use tunnelkeeper::credentials::{Minted, mint};
+use tunnelkeeper::credentials::Minted;
 use tunnelkeeper::failure::{Cause, Failure};
 use tunnelkeeper::ids::{HostPort, Target};
 use tunnelkeeper::secret::{Secret, SecretSource};
 use tunnelkeeper::settings::plan::{AwsKeysPlan, CredentialsPlan, LoginPlan};
 
 use crate::support::cloud::{Asked, Cloud, Reply};
+use crate::support::logins::mint;
 use crate::support::runtime;
 use moto::Moto;
 

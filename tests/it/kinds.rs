@@ -87,7 +87,7 @@ fn a_certificate_that_does_not_do_says_why() {
     let names = daemon(&bastion, nowhere, &section(other, postgres.port, &ca));
     let [detail, _] = failure(&names, ["db_tls", "name_mismatch"]);
     let known = CLOUD[..3].join(", ");
-    let expected = format!("shows a certificate for localhost, {known} and 1 more, not for {other}");
+    let expected = format!("shows a certificate for localhost, {known} and 2 more, not for {other}");
     assert!(detail.ends_with(&expected), "{detail}");
 
     let stranger = Postgres::start(|params| params.not_after = date_time_ymd(2001, 2, 3));

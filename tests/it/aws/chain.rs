@@ -13,12 +13,12 @@ use tempfile::TempDir;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
-use tunnelkeeper::credentials::mint;
 use tunnelkeeper::ids::{HostPort, Target};
 use tunnelkeeper::settings::plan::{AwsKeysPlan, CredentialsPlan, LoginPlan};
 
 use super::{KEY_ID, SECRET, TOKEN, signature};
 use crate::support::cloud::{Cloud, Reply};
+use crate::support::logins::mint;
 use crate::support::runtime;
 
 const PLAN: &str = "TUNNELKEEPER_TEST_PLAN";

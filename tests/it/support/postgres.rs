@@ -26,6 +26,8 @@ pub const PASSWORD: &str = "correct horse battery staple";
 /// Is asked for the password in clear text too, and let in with TLS only. Redshift gives temporary users such names.
 pub const IAM: &str = "IAM:probe";
 pub const DATABASE: &str = "warehouse";
+/// A name that the server's certificate is for too, as databases in private networks have them.
+pub const INTERNAL: &str = "analytics.internal";
 /// Names that the server's certificate is for, besides `localhost`: a bastion that knows them leads to it.
 pub const CLOUD: [&str; 4] = [
     "orders.c1abcdefghij.eu-west-1.rds.amazonaws.com",
@@ -135,7 +137,7 @@ impl Postgres {
     fn write_certificate(&self, data: &Path, change: impl FnOnce(&mut CertificateParams)) {
         let authority = Authority::new("authority of the tests");
         authority.write(&self.ca());
-        let names: Vec<&str> = ["localhost"].into_iter().chain(CLOUD).collect();
+        let names: Vec<&str> = ["localhost"].into_iter().chain(CLOUD).chain([INTERNAL]).collect();
         let Issued { certificate, key } = authority.issue_with(&names, change);
         for (name, text, mode) in [("server.crt", certificate, 0o644), ("server.key", key, 0o600)] {
             let path = data.join(name);
