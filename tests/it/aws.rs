@@ -211,7 +211,12 @@ fn what_goes_wrong_is_told_apart() {
             Cause::CredentialsInvalidAnswer,
             "longer than 65536 bytes",
         ),
-        ("half", |_| Reply::Half, Cause::CredentialsUnreachable, "could not be asked"),
+        (
+            "half",
+            |_| Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n<GetCluster".to_vec()),
+            Cause::CredentialsUnreachable,
+            "could not be asked",
+        ),
         (
             "redirect",
             |_| Reply::AnswerWith(307, "Location: /elsewhere\r\n".into(), String::new()),

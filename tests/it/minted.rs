@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::support::postgres::{CLOUD, DATABASE, IAM, PASSWORD};
-use crate::support::{Bastion, Daemon, FakeService, Postgres, Reply, eventually};
+use crate::support::{Bastion, Cloud, Daemon, Postgres, Reply, eventually};
 
 /// Fails unless the database itself says that it is asked by that user, and inside TLS.
 const PROOF: &str = "SELECT 1 / count(*) FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl AND \
@@ -66,7 +66,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// Amazon Redshift Serverless, as the test wants it to answer at the moment.
 struct Serverless {
-    service: FakeService,
+    service: Cloud,
     answer: Arc<Mutex<(u16, Value)>>,
 }
 
@@ -74,7 +74,7 @@ impl Serverless {
     fn start(answer: (u16, Value)) -> Self {
         let answer = Arc::new(Mutex::new(answer));
         let current = Arc::clone(&answer);
-        let service = FakeService::start(move |_| {
+        let service = Cloud::start(move |_| {
             let (status, body) = current.lock().unwrap().clone();
             Reply::Json(status, body)
         });
@@ -90,7 +90,7 @@ impl Serverless {
         format!(
             "method = \"iam\"\nuser = \"ignored\"\npassword = \"ignored\"\naccess_key_id = \"AKIDEXAMPLE\"\n\
              secret_access_key = \"example\"\nendpoint_url = \"{}\"\n",
-            self.service.address("")
+            self.service.url()
         )
     }
 }
@@ -113,18 +113,18 @@ fn each_cloud_lets_the_probe_in() {
          <GetClusterCredentialsResult><DbUser>{IAM}</DbUser><DbPassword>{PASSWORD}</DbPassword>\
          <Expiration>2100-01-01T00:00:00Z</Expiration></GetClusterCredentialsResult></GetClusterCredentialsResponse>"
     );
-    let redshift = FakeService::start(move |request| {
+    let redshift = Cloud::start(move |request| {
         assert!(
             request.body.contains("DbUser=probe&") && request.body.contains("ClusterIdentifier=analytics")
         );
-        Reply::Raw(crate::support::fake_service::framed(200, &xml))
+        Reply::Answer(200, xml.clone())
     });
     let serverless = Serverless::start(login(PASSWORD, HOUR));
-    let databricks = FakeService::start(|request| match request.path.as_str() {
+    let databricks = Cloud::start(|request| match request.path.as_str() {
         "/oidc/v1/token" => Reply::Json(200, json!({ "access_token": "w0rkspace", "expires_in": 3600 })),
         _ => Reply::Json(200, json!({ "token": PASSWORD, "expiration_time": "2100-01-01T00:00:00Z" })),
     });
-    let google = FakeService::saying(200, json!({ "access_token": PASSWORD, "expires_in": 3600 }));
+    let google = Cloud::saying(200, json!({ "access_token": PASSWORD, "expires_in": 3600 }));
     let file = bastion.path("google.json");
     let authorized = json!({
         "type": "authorized_user", "client_id": "id", "client_secret": "s", "refresh_token": "r",
@@ -134,10 +134,7 @@ fn each_cloud_lets_the_probe_in() {
     for (host, keys) in [
         (
             CLOUD[1],
-            format!(
-                "method = \"iam\"\nuser = \"probe\"\n{signing}endpoint_url = \"{}\"\n",
-                redshift.address("")
-            ),
+            format!("method = \"iam\"\nuser = \"probe\"\n{signing}endpoint_url = \"{}\"\n", redshift.url()),
         ),
         (CLOUD[2], serverless.keys()),
         (
@@ -145,7 +142,7 @@ fn each_cloud_lets_the_probe_in() {
             format!(
                 "method = \"oauth\"\nuser = \"{IAM}\"\nworkspace = \"{}\"\nclient_id = \"c\"\nclient_secret = \"s\"\n\
                  instance = \"orders\"\n",
-                databricks.address("")
+                databricks.url()
             ),
         ),
         (

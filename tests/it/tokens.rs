@@ -11,8 +11,8 @@ use tunnelkeeper::failure::{Cause, Failure};
 use tunnelkeeper::ids::{HostPort, Target};
 use tunnelkeeper::settings::plan::{CredentialsPlan, LoginPlan};
 
-use crate::support::fake_service::{Received, framed};
-use crate::support::{FakeService, Reply, logins, runtime};
+use crate::support::cloud::{Asked, framed};
+use crate::support::{Cloud, Reply, logins, runtime};
 
 fn mint(plan: &CredentialsPlan) -> Result<Minted, Failure> {
     runtime().block_on(mint_at(plan, Target::Tcp(HostPort::new("db.example", 5432))))
@@ -36,8 +36,8 @@ fn text(failure: &Failure) -> String {
 }
 
 /// Gives everything back that it gets, as a complaint.
-fn echo(status: u16) -> FakeService {
-    FakeService::start(move |request: &Received| {
+fn echo(status: u16) -> Cloud {
+    Cloud::start(move |request: &Asked| {
         let said = format!("{:?} {}", request.headers, request.body);
         Reply::Json(status, json!({ "error": "invalid_request", "error_description": said, "message": said }))
     })
@@ -45,15 +45,15 @@ fn echo(status: u16) -> FakeService {
 
 /// What a service may do wrong, each with the failure that it has to become. `plan` is one whose first request goes to
 /// the service.
-fn every_wrong_answer(plan: impl Fn(&FakeService) -> CredentialsPlan) {
+fn every_wrong_answer(plan: impl Fn(&Cloud) -> CredentialsPlan) {
     let long = "x".repeat(70_000);
     let endless =
         b"HTTP/1.1 200 OK\r\n\r\n".iter().copied().chain(std::iter::repeat_n(b'x', 1 << 20)).collect();
     for (reply, expected, detail) in [
-        (framed(200, "<html>sign in</html>"), Cause::CredentialsInvalidAnswer, "no token in its answer"),
-        (framed(200, "{}"), Cause::CredentialsInvalidAnswer, "no token in its answer"),
-        (framed(200, r#"{"access_token":["t0ken"]}"#), Cause::CredentialsInvalidAnswer, "no token"),
-        (framed(200, &long), Cause::CredentialsInvalidAnswer, "longer than 65536 bytes"),
+        (framed(200, "", "<html>sign in</html>"), Cause::CredentialsInvalidAnswer, "no token in its answer"),
+        (framed(200, "", "{}"), Cause::CredentialsInvalidAnswer, "no token in its answer"),
+        (framed(200, "", r#"{"access_token":["t0ken"]}"#), Cause::CredentialsInvalidAnswer, "no token"),
+        (framed(200, "", &long), Cause::CredentialsInvalidAnswer, "longer than 65536 bytes"),
         (endless, Cause::CredentialsInvalidAnswer, "longer than 65536 bytes"),
         (b"SSH-2.0-OpenSSH\r\n".to_vec(), Cause::CredentialsUnreachable, "http://127.0.0.1"),
         (
@@ -66,22 +66,22 @@ fn every_wrong_answer(plan: impl Fn(&FakeService) -> CredentialsPlan) {
             Cause::CredentialsInvalidAnswer,
             "status 302",
         ),
-        (framed(502, "<html>bad gateway</html>"), Cause::CredentialsUnreachable, "status 502"),
-        (framed(429, "{}"), Cause::CredentialsUnreachable, "status 429"),
+        (framed(502, "", "<html>bad gateway</html>"), Cause::CredentialsUnreachable, "status 502"),
+        (framed(429, "", "{}"), Cause::CredentialsUnreachable, "status 429"),
     ] {
         let shown = String::from_utf8_lossy(&reply[..reply.len().min(60)]).into_owned();
-        let service = FakeService::start(move |_| Reply::Raw(reply.clone()));
+        let service = Cloud::start(move |_| Reply::Raw(reply.clone()));
         let failure = mint(&plan(&service)).unwrap_err();
         assert_eq!(failure.cause, expected, "{shown}: {failure}");
         assert!(failure.detail().contains(detail), "{shown}: {failure}");
         assert!(!text(&failure).contains("t0ken"), "{failure}");
-        assert_eq!(service.received().len(), 1, "{shown}");
+        assert_eq!(service.asked().len(), 1, "{shown}");
     }
 }
 
 /// The clock stands still and goes on by itself when nothing else happens.
-fn silence(plan: impl Fn(&FakeService) -> CredentialsPlan) {
-    let service = FakeService::start(|_| Reply::Silence);
+fn silence(plan: impl Fn(&Cloud) -> CredentialsPlan) {
+    let service = Cloud::start(|_| Reply::Silence);
     let plan = plan(&service);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
@@ -96,8 +96,8 @@ fn silence(plan: impl Fn(&FakeService) -> CredentialsPlan) {
 }
 
 /// Nothing listens there any more.
-fn gone(plan: impl Fn(&FakeService) -> CredentialsPlan) {
-    let service = FakeService::saying(200, json!({}));
+fn gone(plan: impl Fn(&Cloud) -> CredentialsPlan) {
+    let service = Cloud::saying(200, json!({}));
     let plan = plan(&service);
     let port = service.port;
     drop(service);

@@ -68,6 +68,6 @@ impl Drop for Moto {
 
 fn program(name: &str) -> String {
     let path = format!("{}/target/moto/bin/{name}", env!("CARGO_MANIFEST_DIR"));
-    assert!(fs::exists(&path).unwrap(), "moto is not there: run tests/it/aws/prepare");
+    assert!(fs::exists(&path).unwrap(), "moto is not there: run make prepare");
     path
 }

@@ -130,10 +130,10 @@ impl Stage {
     }
 }
 
-/// A program that tests/it/jobs/prepare has installed, or one of the system's.
+/// A program that was installed for these tests, or one of the system's.
 fn client(program: &str) -> PathBuf {
     let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients/bin");
-    assert!(clients.exists(), "the clients are not there: run tests/it/jobs/prepare");
+    assert!(clients.exists(), "the clients are not there: run make prepare");
     let path = clients.join(program);
     if path.exists() {
         path

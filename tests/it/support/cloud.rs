@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
+use serde_json::Value;
 use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::PATIENCE;
@@ -23,27 +24,54 @@ pub struct Asked {
     pub body: String,
 }
 
+impl Asked {
+    /// Empty if it was not there.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+
+    pub fn json(&self) -> Value {
+        assert_eq!(self.header("content-type"), "application/json");
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    /// A form's fields.
+    pub fn form(&self) -> BTreeMap<String, String> {
+        assert_eq!(self.header("content-type"), "application/x-www-form-urlencoded");
+        form_urlencoded::parse(self.body.as_bytes()).into_owned().collect()
+    }
+}
+
 pub enum Reply {
     Answer(u16, String),
+    Json(u16, Value),
     /// The second is a header, whole and with its end of line.
     AnswerWith(u16, String, String),
-    /// The beginning of an answer, and the end of the connection.
-    Half,
+    /// Byte by byte, with head and all.
+    Raw(Vec<u8>),
     /// Nothing, for as long as the service lives.
     Silence,
 }
 
 impl Cloud {
-    pub fn start(answer: impl Fn(&Asked) -> Reply + Send + 'static) -> Self {
+    pub fn start(answer: impl FnMut(&Asked) -> Reply + Send + 'static) -> Self {
         Self::spawn(None, answer)
     }
 
+    /// One that always gives the same answer.
+    pub fn saying(status: u16, value: Value) -> Self {
+        Self::start(move |_| Reply::Json(status, value.clone()))
+    }
+
     /// Speaks TLS.
-    pub fn secured(tls: ServerConfig, answer: impl Fn(&Asked) -> Reply + Send + 'static) -> Self {
+    pub fn secured(tls: ServerConfig, answer: impl FnMut(&Asked) -> Reply + Send + 'static) -> Self {
         Self::spawn(Some(Arc::new(tls)), answer)
     }
 
-    fn spawn(tls: Option<Arc<ServerConfig>>, answer: impl Fn(&Asked) -> Reply + Send + 'static) -> Self {
+    fn spawn(
+        tls: Option<Arc<ServerConfig>>,
+        mut answer: impl FnMut(&Asked) -> Reply + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -59,10 +87,10 @@ impl Cloud {
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 // Who goes away, or does not trust the certificate, has asked nothing.
                 let served = match &tls {
-                    None => serve(stream, &book, &answer),
+                    None => serve(stream, &book, &mut answer),
                     Some(tls) => {
                         let connection = ServerConnection::new(Arc::clone(tls)).unwrap();
-                        serve(StreamOwned::new(connection, stream), &book, &answer)
+                        serve(StreamOwned::new(connection, stream), &book, &mut answer)
                     }
                 };
                 silent.extend(served.ok().flatten());
@@ -75,8 +103,19 @@ impl Cloud {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// Where `path` is, which begins with a slash.
+    pub fn address(&self, path: &str) -> String {
+        format!("{}{path}", self.url())
+    }
+
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
+    }
+
+    /// The only question that came.
+    pub fn only(&self) -> Asked {
+        let [only] = <[Asked; 1]>::try_from(self.asked()).expect("one question");
+        only
     }
 }
 
@@ -91,30 +130,31 @@ impl Drop for Cloud {
 fn serve<S: Read + Write + Send + 'static>(
     stream: S,
     book: &Mutex<Vec<Asked>>,
-    answer: &impl Fn(&Asked) -> Reply,
+    answer: &mut impl FnMut(&Asked) -> Reply,
 ) -> std::io::Result<Option<Box<dyn Send>>> {
     let mut reader = BufReader::new(stream);
     let asked = receive(&mut reader)?;
     let reply = answer(&asked);
     book.lock().unwrap().push(asked);
     let stream = reader.get_mut();
-    let (status, header, body) = match reply {
-        Reply::Answer(status, body) => (status, String::new(), body),
-        Reply::AnswerWith(status, header, body) => (status, header, body),
-        Reply::Half => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n<GetCluster")?;
-            stream.flush()?;
-            return Ok(None);
-        }
+    let bytes = match reply {
+        Reply::Answer(status, body) => framed(status, "", &body),
+        Reply::AnswerWith(status, header, body) => framed(status, &header, &body),
+        Reply::Json(status, value) => framed(status, "", &value.to_string()),
+        Reply::Raw(bytes) => bytes,
         Reply::Silence => return Ok(Some(Box::new(reader))),
     };
-    let length = body.len();
-    write!(
-        stream,
-        "HTTP/1.1 {status} -\r\nContent-Length: {length}\r\nConnection: close\r\n{header}\r\n{body}"
-    )?;
+    stream.write_all(&bytes)?;
     stream.flush()?;
     Ok(None)
+}
+
+/// A whole answer; `header` is one more, whole and with its end of line, or nothing.
+pub fn framed(status: u16, header: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    let head =
+        format!("HTTP/1.1 {status} -\r\nContent-Length: {length}\r\nConnection: close\r\n{header}\r\n");
+    (head + body).into_bytes()
 }
 
 fn receive(reader: &mut impl BufRead) -> std::io::Result<Asked> {

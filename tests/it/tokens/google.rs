@@ -15,8 +15,8 @@ use tunnelkeeper::failure::Cause;
 use tunnelkeeper::settings::plan::CredentialsPlan;
 
 use super::{echo, every_wrong_answer, gone, mint, silence, text, user_and_password};
-use crate::support::fake_service::Received;
-use crate::support::{FakeService, Reply};
+use crate::support::cloud::Asked;
+use crate::support::{Cloud, Reply};
 
 const USER: &str = "prober@project.iam";
 const ACCOUNT: &str = "prober@project.iam.gserviceaccount.com";
@@ -46,7 +46,7 @@ fn of_file(path: &Path) -> CredentialsPlan {
     CredentialsPlan::AlloydbIam { user: USER.to_owned(), credentials_file: Some(path.to_owned()) }
 }
 
-fn service_account(service: &FakeService) -> Value {
+fn service_account(service: &Cloud) -> Value {
     json!({
         "type": "service_account",
         "project_id": "project",
@@ -58,7 +58,7 @@ fn service_account(service: &FakeService) -> Value {
     })
 }
 
-fn authorized_user(service: &FakeService) -> Value {
+fn authorized_user(service: &Cloud) -> Value {
     json!({
         "type": "authorized_user",
         "client_id": "gcloud.apps.googleusercontent.com",
@@ -69,11 +69,8 @@ fn authorized_user(service: &FakeService) -> Value {
     })
 }
 
-fn granting() -> FakeService {
-    FakeService::saying(
-        200,
-        json!({ "access_token": "ya29.t0ken", "expires_in": 3599, "token_type": "Bearer" }),
-    )
+fn granting() -> Cloud {
+    Cloud::saying(200, json!({ "access_token": "ya29.t0ken", "expires_in": 3599, "token_type": "Bearer" }))
 }
 
 /// The claims of a token that this key has signed.
@@ -120,8 +117,8 @@ fn a_persons_token_is_renewed() {
 }
 
 /// The first step, and a service account's token in the second.
-fn two_steps() -> FakeService {
-    FakeService::start(|request| match request.path.as_str() {
+fn two_steps() -> Cloud {
+    Cloud::start(|request| match request.path.as_str() {
         "/sts" | "/token" => Reply::Json(200, json!({ "access_token": "f1rst", "expires_in": 3599 })),
         _ => Reply::Json(200, json!({ "accessToken": "ya29.t0ken", "expireTime": in_an_hour() })),
     })
@@ -132,7 +129,7 @@ fn in_an_hour() -> String {
     humantime::format_rfc3339_seconds(hour).to_string()
 }
 
-fn assert_acts(request: &Received) {
+fn assert_acts(request: &Asked) {
     let path = format!("/v1/projects/-/serviceAccounts/{ACCOUNT}:generateAccessToken");
     assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", path.as_str()));
     assert_eq!(request.header("authorization"), "Bearer f1rst");
@@ -158,7 +155,7 @@ fn another_clouds_identity_becomes_a_service_account() {
     });
     let login = user_and_password(&mint(&Credentials::new(&content).plan()).unwrap(), 3600);
     assert_eq!(login.1, "ya29.t0ken");
-    let [first, second] = <[Received; 2]>::try_from(service.received()).unwrap();
+    let [first, second] = <[Asked; 2]>::try_from(service.asked()).unwrap();
     let form = first.form();
     assert_eq!(form.len(), 6);
     assert_eq!(form["grant_type"], "urn:ietf:params:oauth:grant-type:token-exchange");
@@ -170,8 +167,8 @@ fn another_clouds_identity_becomes_a_service_account() {
     assert_acts(&second);
 
     // Without a service account, and with the proof at an address.
-    let proof = FakeService::start(|request| match request.header("metadata") {
-        "true" => Reply::Raw(crate::support::fake_service::framed(200, "pr00f\n")),
+    let proof = Cloud::start(|request| match request.header("metadata") {
+        "true" => Reply::Answer(200, "pr00f\n".to_owned()),
         _ => Reply::Json(400, json!({})),
     });
     content["service_account_impersonation_url"] = Value::Null;
@@ -180,7 +177,7 @@ fn another_clouds_identity_becomes_a_service_account() {
     let login = user_and_password(&mint(&Credentials::new(&content).plan()).unwrap(), 3599);
     assert_eq!(login.1, "f1rst");
     assert_eq!(proof.only().path, "/identity?v=1");
-    let form = service.received()[2].form();
+    let form = service.asked()[2].form();
     assert_eq!((form["scope"].as_str(), form["subject_token"].as_str()), (SCOPE, "pr00f"));
 
     content["credential_source"] = json!({ "executable": { "command": "/bin/proof" } });
@@ -200,11 +197,11 @@ fn a_person_may_act_as_a_service_account() {
     });
     let login = user_and_password(&mint(&Credentials::new(&content).plan()).unwrap(), 3600);
     assert_eq!(login.1, "ya29.t0ken");
-    let [first, second] = <[Received; 2]>::try_from(service.received()).unwrap();
+    let [first, second] = <[Asked; 2]>::try_from(service.asked()).unwrap();
     assert_eq!(first.form()["refresh_token"], "1//refresh+me");
     assert_acts(&second);
 
-    let forbidding = FakeService::start(|request| match request.path.as_str() {
+    let forbidding = Cloud::start(|request| match request.path.as_str() {
         "/token" => Reply::Json(200, json!({ "access_token": "f1rst", "expires_in": 3599 })),
         _ => {
             let said = format!("denied to {}", request.header("authorization"));
@@ -214,7 +211,7 @@ fn a_person_may_act_as_a_service_account() {
             )
         }
     });
-    let content = content.to_string().replace(&service.address(""), &forbidding.address(""));
+    let content = content.to_string().replace(&service.url(), &forbidding.url());
     let failure = mint(&Credentials::new(&serde_json::from_str(&content).unwrap()).plan()).unwrap_err();
     assert_eq!(failure.cause, Cause::CredentialsDenied);
     assert!(failure.detail().ends_with("PERMISSION_DENIED: denied to Bearer (hidden)"), "{failure}");
@@ -228,8 +225,7 @@ fn a_person_may_act_as_a_service_account() {
 #[test]
 fn what_google_refuses_is_told_apart() {
     let skewed = "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe. Check your iat and exp values in the JWT claim.";
-    let (account, person) =
-        (service_account as fn(&FakeService) -> Value, authorized_user as fn(&FakeService) -> Value);
+    let (account, person) = (service_account as fn(&Cloud) -> Value, authorized_user as fn(&Cloud) -> Value);
     for (content, status, error, description, expected, hint) in [
         (account, 400, "invalid_grant", skewed, Cause::CredentialsClockSkew, "clock"),
         (
@@ -261,8 +257,7 @@ fn what_google_refuses_is_told_apart() {
         (person, 401, "invalid_client", "Unauthorized", Cause::CredentialsDenied, "gcloud auth"),
         (person, 503, "backend_error", "try again", Cause::CredentialsUnreachable, "wait"),
     ] {
-        let service =
-            FakeService::saying(status, json!({ "error": error, "error_description": description }));
+        let service = Cloud::saying(status, json!({ "error": error, "error_description": description }));
         let failure = mint(&Credentials::new(&content(&service)).plan()).unwrap_err();
         assert_eq!(failure.cause, expected, "{failure}");
         assert!(failure.detail().ends_with(&format!("{error}: {description}")), "{failure}");
@@ -273,7 +268,7 @@ fn what_google_refuses_is_told_apart() {
 #[test]
 fn what_is_no_token_endpoint_is_named() {
     let files = std::cell::RefCell::new(Vec::new());
-    let plan = |service: &FakeService| {
+    let plan = |service: &Cloud| {
         let credentials = Credentials::new(&authorized_user(service));
         let plan = credentials.plan();
         files.borrow_mut().push(credentials);
@@ -287,7 +282,7 @@ fn what_is_no_token_endpoint_is_named() {
 #[test]
 fn no_secret_is_repeated() {
     for status in [400, 401, 403, 500] {
-        for content in [service_account as fn(&FakeService) -> Value, authorized_user] {
+        for content in [service_account as fn(&Cloud) -> Value, authorized_user] {
             let service = echo(status);
             let failure = mint(&Credentials::new(&content(&service)).plan()).unwrap_err();
             let form = service.only().form();
@@ -331,7 +326,7 @@ fn a_file_that_cannot_be_used_is_named() {
     assert_eq!(failure.cause, Cause::CredentialsMissing);
     assert!(failure.detail().starts_with("/nonexistent/key.json cannot be read: No such file"), "{failure}");
     assert!(failure.hint().contains("`credentials_file`"), "{}", failure.hint());
-    assert!(service.received().is_empty());
+    assert!(service.asked().is_empty());
 }
 
 /// Says what the default chain makes of its environment, for the tests below: theirs is shared by all of them.
@@ -360,8 +355,8 @@ fn in_environment(home: &Path, variables: &[(&str, &str)]) -> String {
         .to_owned()
 }
 
-fn short_lived() -> FakeService {
-    FakeService::start(|request| match (request.header("metadata-flavor"), request.method.as_str()) {
+fn short_lived() -> Cloud {
+    Cloud::start(|request| match (request.header("metadata-flavor"), request.method.as_str()) {
         ("Google", "GET") => {
             Reply::Json(200, json!({ "access_token": "machine", "expires_in": 299, "token_type": "Bearer" }))
         }
@@ -390,13 +385,13 @@ fn the_default_chain_is_googles_own() {
     fs::write(gcloud.join("application_default_credentials.json"), authorized_user(&service).to_string())
         .unwrap();
     assert_eq!(in_environment(home.path(), &machine), format!("minted: (\"{USER}\", \"file\")"));
-    assert_eq!(service.received()[1].form()["grant_type"], "refresh_token");
+    assert_eq!(service.asked()[1].form()["grant_type"], "refresh_token");
 
     // and the variable before both.
     let named = Credentials::new(&service_account(&service));
     let variables = [machine[0], ("GOOGLE_APPLICATION_CREDENTIALS", named.file.path().to_str().unwrap())];
     assert_eq!(in_environment(home.path(), &variables), format!("minted: (\"{USER}\", \"file\")"));
-    claims(&service.received()[2].form()["assertion"]);
+    claims(&service.asked()[2].form()["assertion"]);
 
     // What it names has to be there.
     let variables = [machine[0], ("GOOGLE_APPLICATION_CREDENTIALS", "/nonexistent/key.json")];
@@ -405,20 +400,20 @@ fn the_default_chain_is_googles_own() {
         failed.starts_with("failed: credentials missing: /nonexistent/key.json cannot be read"),
         "{failed}"
     );
-    assert_eq!(service.received().len(), 3);
+    assert_eq!(service.asked().len(), 3);
 }
 
 #[test]
 fn a_machine_without_an_account_is_told_from_none() {
     let home = tempfile::tempdir().unwrap();
-    let nothing = FakeService::start(|_| Reply::Raw(crate::support::fake_service::framed(404, "<html>")));
+    let nothing = Cloud::start(|_| Reply::Answer(404, "<html>".to_owned()));
     let failed =
         in_environment(home.path(), &[("GCE_METADATA_HOST", &format!("127.0.0.1:{}", nothing.port))]);
     assert!(failed.contains("credentials missing: $GOOGLE_APPLICATION_CREDENTIALS is not set, "), "{failed}");
     assert!(failed.contains("the metadata server knows of no service account"), "{failed}");
     assert!(failed.contains("attach a service account"), "{failed}");
 
-    let scopeless = FakeService::saying(403, json!({ "error": "insufficient" }));
+    let scopeless = Cloud::saying(403, json!({ "error": "insufficient" }));
     let failed =
         in_environment(home.path(), &[("GCE_METADATA_HOST", &format!("127.0.0.1:{}", scopeless.port))]);
     assert!(failed.contains("credentials denied: the metadata server answers with status 403"), "{failed}");

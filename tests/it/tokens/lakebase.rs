@@ -7,8 +7,8 @@ use tunnelkeeper::secret::{Secret, SecretSource};
 use tunnelkeeper::settings::plan::{CredentialsPlan, LakebaseResource};
 
 use super::{echo, every_wrong_answer, gone, mint, silence, text, user_and_password};
-use crate::support::fake_service::Received;
-use crate::support::{FakeService, Reply};
+use crate::support::cloud::Asked;
+use crate::support::{Cloud, Reply};
 
 const CLIENT: &str = "3b7f8b8e-0000-4000-8000-1234567890ab";
 const SECRET: &str = "dose/hunter+2";
@@ -25,17 +25,17 @@ fn plan(workspace: &str, resource: LakebaseResource) -> CredentialsPlan {
     }
 }
 
-fn instance(service: &FakeService) -> CredentialsPlan {
-    plan(&service.address(""), LakebaseResource::Instance("orders".to_owned()))
+fn instance(service: &Cloud) -> CredentialsPlan {
+    plan(&service.url(), LakebaseResource::Instance("orders".to_owned()))
 }
 
-fn endpoint(service: &FakeService) -> CredentialsPlan {
-    plan(&service.address(""), LakebaseResource::Endpoint(ENDPOINT.to_owned()))
+fn endpoint(service: &Cloud) -> CredentialsPlan {
+    plan(&service.url(), LakebaseResource::Endpoint(ENDPOINT.to_owned()))
 }
 
 /// Both steps; `credential` answers the second.
-fn workspace(credential: impl Fn(&Received) -> Reply + Send + 'static) -> FakeService {
-    FakeService::start(move |request| match request.path.as_str() {
+fn workspace(credential: impl Fn(&Asked) -> Reply + Send + 'static) -> Cloud {
+    Cloud::start(move |request| match request.path.as_str() {
         "/oidc/v1/token" => Reply::Json(
             200,
             json!({ "access_token": "w0rkspace", "token_type": "Bearer", "expires_in": 3600 }),
@@ -49,7 +49,7 @@ fn in_an_hour() -> String {
     humantime::format_rfc3339_millis(hour).to_string()
 }
 
-fn assert_first_step(request: &Received) {
+fn assert_first_step(request: &Asked) {
     assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/oidc/v1/token"));
     let basic = BASE64.encode(format!("{CLIENT}:{SECRET}").as_bytes());
     assert_eq!(request.header("authorization"), format!("Basic {basic}"));
@@ -64,7 +64,7 @@ fn provisioned_instances_have_their_own_api() {
         workspace(|_| Reply::Json(200, json!({ "token": "t0ken", "expiration_time": in_an_hour() })));
     let login = user_and_password(&mint(&instance(&service)).unwrap(), 3600);
     assert_eq!(login, (CLIENT.to_owned(), "t0ken".to_owned()));
-    let [first, second] = <[Received; 2]>::try_from(service.received()).unwrap();
+    let [first, second] = <[Asked; 2]>::try_from(service.asked()).unwrap();
     assert_first_step(&first);
     assert_eq!((second.method.as_str(), second.path.as_str()), ("POST", "/api/2.0/database/credentials"));
     assert_eq!(second.header("authorization"), "Bearer w0rkspace");
@@ -89,7 +89,7 @@ fn autoscaling_endpoints_have_another() {
     *user = Some("someone@example.com".to_owned());
     let login = user_and_password(&mint(&plan).unwrap(), 3600);
     assert_eq!(login, ("someone@example.com".to_owned(), "t0ken".to_owned()));
-    let [first, second] = <[Received; 2]>::try_from(service.received()).unwrap();
+    let [first, second] = <[Asked; 2]>::try_from(service.asked()).unwrap();
     assert_first_step(&first);
     assert_eq!((second.method.as_str(), second.path.as_str()), ("POST", "/api/2.0/postgres/credentials"));
     assert_eq!(second.header("authorization"), "Bearer w0rkspace");
@@ -98,7 +98,7 @@ fn autoscaling_endpoints_have_another() {
 
 #[test]
 fn a_refused_client_is_told_from_a_refused_database() {
-    let denied = FakeService::saying(
+    let denied = Cloud::saying(
         401,
         json!({ "error": "invalid_client", "error_description": "Client authentication failed" }),
     );
@@ -109,7 +109,7 @@ fn a_refused_client_is_told_from_a_refused_database() {
 
     let unknown = json!({ "error_code": "NOT_FOUND", "message": "Database instance 'orders' not found." });
     let forbidden = json!({ "error_code": "PERMISSION_DENIED", "message": "no right" });
-    for (plan, key) in [(instance as fn(&FakeService) -> _, "`instance`"), (endpoint, "`endpoint`")] {
+    for (plan, key) in [(instance as fn(&Cloud) -> _, "`instance`"), (endpoint, "`endpoint`")] {
         for (status, body, detail) in [
             (404, unknown.clone(), "Database instance 'orders' not found"),
             (403, forbidden.clone(), "no right"),
@@ -168,7 +168,7 @@ fn no_secret_is_repeated() {
 #[test]
 fn no_secret_goes_through_a_network_in_clear() {
     let service = workspace(|_| Reply::Silence);
-    let somewhere = service.address("").replace("127.0.0.1", "127.0.0.1.example");
+    let somewhere = service.url().replace("127.0.0.1", "127.0.0.1.example");
     let failure = mint(&plan(&somewhere, LakebaseResource::Instance("orders".to_owned()))).unwrap_err();
     assert_eq!(failure.cause, Cause::CredentialsMissing);
     assert!(failure.hint().contains("`workspace` begin with https://"), "{}", failure.hint());
@@ -186,5 +186,5 @@ fn a_secret_that_is_not_there_is_named() {
         failure.detail().starts_with("`client_secret`: file /nonexistent/secret cannot be read"),
         "{failure}"
     );
-    assert!(service.received().is_empty());
+    assert!(service.asked().is_empty());
 }
