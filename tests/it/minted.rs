@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::support::postgres::{CLOUD, DATABASE, IAM, PASSWORD};
+use crate::support::postgres::{CLOUD, DATABASE, IAM, PASSWORD, TRUSTED};
 use crate::support::{Bastion, Cloud, Daemon, Postgres, Reply, eventually};
 
 /// Fails unless the database itself says that it is asked by that user, and inside TLS.
@@ -163,6 +163,23 @@ fn each_cloud_lets_the_probe_in() {
         let everything = daemon.printed() + &daemon.status().to_string() + &daemon.get("/").1;
         assert!(!everything.contains(PASSWORD), "{host}");
     }
+}
+
+/// The server cannot know a token, which is another one each second, and lets its user in; what is in a token, the vectors
+/// say.
+#[test]
+fn tokens_of_rds_are_made_here_and_last_a_quarter_of_an_hour() {
+    let bastion = Bastion::that_knows(&[CLOUD[0]]);
+    let keys = format!(
+        "method = \"iam\"\nuser = \"{TRUSTED}\"\naccess_key_id = \"AKIDEXAMPLE\"\nsecret_access_key = \"example\"\n\
+         tls.ca = {:?}\n",
+        Postgres::shared().ca()
+    );
+    let daemon = daemon(&bastion, &sections(CLOUD[0], &keys).replace("'IAM:probe'", "'trusted'"));
+    is_up(&daemon);
+    let expires = daemon.metric("credential_expiry_timestamp_seconds{database=\"cloud\"}");
+    assert!(expires > seconds(Duration::from_secs(600)) && expires <= seconds(Duration::from_secs(900)));
+    assert_eq!(minted(&daemon, "ok"), 1.0);
 }
 
 #[test]
