@@ -23,6 +23,8 @@ test: prepare lint unit integration story
 prepare:
 	@tests/prepare
 	@tests/it/kubernetes/prepare
+	@tests/python moto tests/it/aws
+	@tests/python clients tests/it/jobs
 
 lint:
 	cargo fmt --check

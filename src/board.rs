@@ -302,6 +302,8 @@ fn database(unit: &DatabaseUnit, up: bool, now: Instant) -> Database {
                 .last_failure
                 .as_ref()
                 .map(|incident| Trouble::new(incident, probe.health != Health::Up)),
+            certificate_expires: probe.certificate_expires.map(Stamp),
+            credential_expires: probe.credential_expires.map(Stamp),
         },
         clients: clients.iter().map(|client| self::client(client)).collect(),
         database: plan.probe.login.as_ref().and_then(|login| login.database.clone()),

@@ -114,6 +114,11 @@ vocabulary! {
     }
     Credentials "credentials" {
         CredentialsMissing "missing" "check where the secret comes from"
+        CredentialsDenied "denied" "the cloud refuses these credentials: check that they are the right ones, and their rights to make logins for this database"
+        CredentialsUnreachable "unreachable" "the cloud's service that makes the login does not answer: check this machine's way to it, which does not go through the bastion"
+        CredentialsExpired "expired" "the credentials that the login is made with have expired: renew them"
+        CredentialsClockSkew "clock_skew" "set this machine's clock: the cloud takes no signature that is minutes off"
+        CredentialsInvalidAnswer "invalid_answer" "what answers is not the cloud's service: check the endpoint, and a proxy on the way to it"
     }
     DbTls "db_tls" {
         DbTlsRefused "refused" "the database has TLS switched off: switch it on, or set tls.mode to \"prefer\" or \"disable\""

@@ -6,7 +6,8 @@
 //! know each other (words may). Values go down as arguments, knowledge comes up through `watch` channels and returned exits.
 //! Each outside crate has one door: only `ssh` names russh, only `postgres` tokio-postgres, only `metrics`
 //! prometheus, only `http` and `client` hyper, only `signals` signal-hook, only `settings` config, only
-//! `telemetry` tracing-subscriber, only `listener` sd-listen-fds, only `systemd` sd-notify. A test reads `src/` and enforces all of this.
+//! `telemetry` tracing-subscriber, only `listener` sd-listen-fds, only `systemd` sd-notify,
+//! only `credentials` AWS's crates and reqwest. A test reads `src/` and enforces all of this.
 //!
 //! ```text
 //! files, environment ─► settings (Plan) ─► supervisor ─► tunnel ─► session ─► ssh ⇄ bastion

@@ -21,7 +21,7 @@ use prometheus::{
 };
 
 pub use bastion::BastionMetrics;
-pub use database::{DatabaseMetrics, Direction, Outcome, ProbePhase};
+pub use database::{DatabaseMetrics, Direction, Mints, Outcome, ProbePhase};
 
 use crate::failure::Cause;
 use crate::ids::Name;

@@ -6,6 +6,8 @@
 
 mod certificates;
 mod guard;
+mod hints;
+mod shown;
 mod tls;
 
 use std::error::Error as _;
@@ -20,10 +22,10 @@ use tokio_postgres::{CancelToken, Client, Config, Error};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::failure::{Cause, Failure};
-use crate::secret::Secret;
+use crate::secret::Login;
 use crate::settings::plan::{LoginPlan, TlsPlan};
 use guard::{Budget, ClearText, Guard};
-pub use tls::{Stream, Wire, negotiate};
+pub use tls::{Agreement, Stream, Wire, negotiate};
 
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -61,24 +63,29 @@ impl<S: TlsStream + Unpin + Send> TlsConnect<S> for Agreed {
 }
 
 impl Session {
-    /// Logs in. A password is never sent in clear unless `tls` allows it; a database that wants more than a second
-    /// of computation is refused.
+    /// Logs in with what `plan` has led to. A password is never sent in clear unless `tls` allows it, a temporary one or a
+    /// token nothing at all without TLS; a database that wants more than a second of computation is refused.
     ///
     /// # Errors
-    /// `db_login` failures, and `credentials` `missing` where the database wants a password and there is none.
+    /// `db_login` failures, `credentials` `missing` where the database wants a password and there is none, and `db_tls`
+    /// `refused` where there is no TLS for a token.
     pub async fn login<S: Stream>(
         wire: Wire<S>,
-        login: &LoginPlan,
-        password: Option<&Secret>,
+        login: &Login,
+        plan: &LoginPlan,
         tls: &TlsPlan,
         limit: Duration,
     ) -> Result<Self, Failure> {
+        if plan.credentials.are_temporary() && matches!(wire, Wire::Plain(_)) {
+            let text = "the database has no TLS, and a token or temporary password is sent only inside it";
+            return Err(Failure::new(Cause::DbTlsRefused, text).with_hint("switch TLS on in the database"));
+        }
         let mut config = Config::new();
         config.user(&login.user).application_name("tunnelkeeper");
-        if let Some(database) = &login.database {
+        if let Some(database) = &plan.database {
             config.dbname(database);
         }
-        if let Some(password) = password {
+        if let Some(password) = &login.password {
             config.password(password.expose());
         }
         let encrypted = matches!(wire, Wire::Tls(_));
@@ -102,7 +109,7 @@ impl Session {
                 });
                 Ok(Self { client, driver: AbortOnDropHandle::new(driver), budget })
             }
-            Ok(Err(error)) => Err(login_failure(&error, password.is_some())),
+            Ok(Err(error)) => Err(login_failure(&error, plan, login.password.is_some())),
             Err(_) => {
                 Err(Failure::new(Cause::DbLoginTimeout, "the database did not finish the login in time"))
             }
@@ -188,13 +195,18 @@ fn has_ended(error: &Error) -> bool {
     error.is_closed() || error.source().and_then(|source| source.downcast_ref().map(is_end)) == Some(true)
 }
 
-fn login_failure(error: &Error, has_password: bool) -> Failure {
+fn login_failure(error: &Error, plan: &LoginPlan, has_password: bool) -> Failure {
     if let Some(failure) = ours(error).or_else(|| of_tls(error)) {
         return failure;
     }
     if let Some(answer) = error.as_db_error() {
         let (code, message) = (answer.code().code(), answer.message());
-        let failure = Failure::new(login_answer(code, message), answered(code, message, answer.detail()));
+        let cause = login_answer(code, message);
+        let failure = Failure::new(cause, answered(code, message, answer.detail()));
+        let temporary = hints::rejected(&plan.credentials).filter(|_| cause == Cause::DbLoginRejected);
+        if let Some(hint) = temporary {
+            return failure.with_hint(hint);
+        }
         return match code {
             "28000" if message.contains("client certificate") => failure.with_hint(
                 "it wants a client's certificate, which the probe has not: let its user log in without one",
@@ -202,6 +214,10 @@ fn login_failure(error: &Error, has_password: bool) -> Failure {
             "42501" => {
                 failure.with_hint("let the probe's user connect: GRANT CONNECT ON DATABASE ... TO ...")
             }
+            // Neon's and Lakebase's words for whoever gives no name in TLS, or one that they do not know.
+            _ if message.contains("Endpoint ID is not specified") => failure.with_hint(
+                "this service finds a database by the name that it is asked for in TLS: write its own name as `host`",
+            ),
             _ => failure,
         };
     }

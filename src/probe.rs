@@ -5,6 +5,8 @@
 //! anew now and then, since a kept connection does not notice what only logins meet. There is never more than one
 //! probe of a database under way.
 
+mod access;
+
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
@@ -17,22 +19,22 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::clock::now;
-use crate::credentials;
 use crate::dial::{Dial, Route, Seat, Ways};
 use crate::failure::{Cause, Failure, Phase};
 use crate::ids::Name;
 use crate::metrics::{DatabaseMetrics, ProbePhase};
-use crate::postgres::{Canceller, Session, negotiate};
+use crate::postgres::{Agreement, Canceller, Session, negotiate};
 use crate::pump::ferry;
-use crate::secret::Secret;
+use crate::secret::Login;
 use crate::settings::plan::{DatabasePlan, ProbeLevel, ProbeWhen, TlsMode};
 use crate::state::{Health, Incident, ProbeState};
 use crate::verdict::{Outcome, Verdict};
+use access::Access;
 
 /// How long the first probe waits for the tunnel.
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A login that was rejected is not tried more often: databases lock accounts, and log each try.
+/// A login that was rejected is not tried more often: databases lock accounts, clouds slow down, and both log each try.
 const REJECTED_PACE: Duration = Duration::from_secs(60);
 
 /// What a probe is made with.
@@ -59,6 +61,8 @@ struct Probe<D: Dial> {
     plan: Arc<DatabasePlan>,
     ways: Ways<D>,
     metrics: Arc<DatabaseMetrics>,
+    /// None where it does not log in.
+    access: Option<Access>,
     kept: Option<Kept<D::Seat>>,
     /// What clients had moved at the last look.
     moved: u64,
@@ -117,11 +121,16 @@ impl<D: Dial> Unit<D> {
     fn begin(&self, route: &Route<D>) -> Probe<D> {
         let Route { plan, ways } = route;
         let health = if plan.probe.level == ProbeLevel::Off { Health::NotProbed } else { Health::Unknown };
-        self.state.send_modify(|state| set_health(state, health));
+        self.state.send_modify(|state| {
+            set_health(state, health);
+            // They may have been another database's.
+            (state.certificate_expires, state.credential_expires) = (None, None);
+        });
         Probe {
             plan: Arc::clone(plan),
             ways: ways.clone(),
             metrics: Arc::clone(&self.parts.metrics),
+            access: Access::new(plan, &self.parts.metrics),
             kept: None,
             moved: self.parts.metrics.passed_in_total(),
             verdict: Verdict::new(plan.probe.failures),
@@ -144,7 +153,12 @@ async fn another<D: Dial>(changes: &mut watch::Receiver<Arc<Route<D>>>, route: &
 fn is_rejection(failure: &Failure) -> bool {
     matches!(
         failure.cause,
-        Cause::DbLoginRejected | Cause::DbLoginNoHbaEntry | Cause::DbLoginUnsupportedMethod
+        Cause::DbLoginRejected
+            | Cause::DbLoginNoHbaEntry
+            | Cause::DbLoginUnsupportedMethod
+            | Cause::CredentialsDenied
+            | Cause::CredentialsExpired
+            | Cause::CredentialsClockSkew
     )
 }
 
@@ -179,20 +193,30 @@ impl<D: Dial> Probe<D> {
             return Found::Skipped;
         }
         // Before anything is opened: a secret may take its time, and nobody shall be kept waiting with an open link.
-        match self.fetch_password().await {
-            Ok(password) => self.probe_ways(password.as_ref()).await,
-            Err(failure) => Found::Failed(None, failure),
+        let login = match &mut self.access {
+            Some(access) => match access.login(&self.state).await {
+                Ok(login) => Some(login),
+                Err(failure) => return Found::Failed(None, failure),
+            },
+            None => None,
+        };
+        let found = self.probe_ways(login.as_ref()).await;
+        if let (Found::Failed(_, failure), Some(access)) = (&found, &mut self.access)
+            && is_rejection(failure)
+        {
+            access.was_refused();
         }
+        found
     }
 
     /// Goes the way that a client would go: through the best bastion, and through the next where that one does not
     /// connect it to the database.
-    async fn probe_ways(&mut self, password: Option<&Secret>) -> Found {
+    async fn probe_ways(&mut self, login: Option<&Login>) -> Found {
         let mut failed = Vec::new();
         let mut found = Found::Skipped;
         while let Some((bastion, seat)) = self.ways.probe_seat(&failed).await {
             let seat = Arc::new(seat);
-            match self.probe_anew(&bastion, &seat, &failed, password).await {
+            match self.probe_anew(&bastion, &seat, &failed, login).await {
                 Ok(took) => {
                     self.passed_by.remove(&bastion);
                     return Found::Answered(bastion, took);
@@ -265,23 +289,13 @@ impl<D: Dial> Probe<D> {
         }
     }
 
-    async fn fetch_password(&self) -> Result<Option<Secret>, Failure> {
-        let probe = &self.plan.probe;
-        let login = probe.login.as_ref().filter(|_| probe.level >= ProbeLevel::Login);
-        let Some(source) = login.and_then(|login| login.password.as_ref()) else { return Ok(None) };
-        let fetched = credentials::fetch(source).await;
-        fetched
-            .map(Some)
-            .map_err(|text| Failure::new(Cause::CredentialsMissing, format!("the password: {text}")))
-    }
-
     /// Goes through all phases from the beginning; returns the time of the last one.
     async fn probe_anew(
         &mut self,
         bastion: &Name,
         seat: &Arc<D::Seat>,
         instead_of: &[Name],
-        password: Option<&Secret>,
+        login: Option<&Login>,
     ) -> Result<Duration, Failure> {
         let plan = Arc::clone(&self.plan);
         let (target, probe) = (&plan.target, &plan.probe);
@@ -292,15 +306,17 @@ impl<D: Dial> Probe<D> {
             return Ok(took);
         }
         let asked = Instant::now();
-        let wire = negotiate(stream, target, &probe.tls, probe.timeout).await?;
+        let Agreement { wire, certificate_expires } =
+            negotiate(stream, target, &probe.tls, probe.timeout).await?;
         if probe.tls.mode != TlsMode::Disable {
             took = self.note(ProbePhase::Tls, asked);
+            self.state.send_if_modified(|state| {
+                std::mem::replace(&mut state.certificate_expires, certificate_expires) != certificate_expires
+            });
         }
-        let (ProbeLevel::Login | ProbeLevel::Query, Some(login)) = (probe.level, &probe.login) else {
-            return Ok(took);
-        };
+        let (Some(login), Some(plan)) = (login, &probe.login) else { return Ok(took) };
         let began = Instant::now();
-        let session = Session::login(wire, login, password, &probe.tls, probe.timeout).await?;
+        let session = Session::login(wire, login, plan, &probe.tls, probe.timeout).await?;
         let took = self.note(ProbePhase::Login, began);
         if probe.level == ProbeLevel::Login {
             session.close().await;
@@ -433,7 +449,7 @@ async fn open<S: Seat>(plan: &DatabasePlan, seat: &Arc<S>) -> Result<DuplexStrea
 async fn cancel<S: Seat>(plan: Arc<DatabasePlan>, seat: Arc<S>, canceller: Canceller) {
     let DatabasePlan { target, probe, .. } = &*plan;
     if let Ok(stream) = open(&plan, &seat).await
-        && let Ok(wire) = negotiate(stream, target, &probe.tls, probe.timeout).await
+        && let Ok(Agreement { wire, .. }) = negotiate(stream, target, &probe.tls, probe.timeout).await
     {
         canceller.cancel(wire, probe.timeout).await;
     }

@@ -31,6 +31,15 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// What one logs in with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// The user, as the database shall have it: temporary ones have a colon in it.
+    pub user: String,
+    /// Needed unless the other side lets the user in without.
+    pub password: Option<Secret>,
+}
+
 /// Where a secret is fetched from, anew at each login.
 #[derive(Clone, PartialEq, Eq)]
 pub enum SecretSource {

@@ -6,12 +6,17 @@
 mod bastion;
 mod daemon;
 mod database;
+mod kind;
 mod listen;
+mod login;
 pub mod plan;
+mod probe;
 mod reader;
 mod sources;
+mod tls;
 mod together;
 mod trust;
+mod url;
 mod values;
 
 use std::collections::BTreeMap;

@@ -267,6 +267,12 @@ pub struct Probe {
     pub latency_seconds: Option<f64>,
     pub last_success: Option<Stamp>,
     pub last_failure: Option<Trouble>,
+    /// The end of the certificate that the database showed last.
+    #[serde(default)]
+    pub certificate_expires: Option<Stamp>,
+    /// The end of the temporary login that the probe has.
+    #[serde(default)]
+    pub credential_expires: Option<Stamp>,
 }
 
 /// One client of a forward.

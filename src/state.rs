@@ -325,6 +325,10 @@ pub struct ProbeState {
     pub last_success: Option<Moment>,
     /// The last probe that failed.
     pub last_failure: Option<Incident>,
+    /// The last moment at which the certificate that the database showed last is good.
+    pub certificate_expires: Option<SystemTime>,
+    /// When the temporary login that was made last expires.
+    pub credential_expires: Option<SystemTime>,
 }
 
 #[cfg(test)]

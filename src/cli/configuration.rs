@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Format, Stop};
 use crate::failure::plain;
 use crate::secret::SecretSource;
-use crate::settings::plan::{AgentPlan, BastionPlan, DatabasePlan, IdentityPlan, TrustPlan};
+use crate::settings::plan::{AgentPlan, BastionPlan, DatabasePlan, IdentityPlan, LoginPlan, TrustPlan};
 use crate::settings::{Note, Settings};
 
 pub(super) fn check(settings: &Settings, out: &mut impl Write) -> Result<(), Stop> {
@@ -59,9 +59,12 @@ fn bastion_files(bastion: &BastionPlan) -> Vec<(String, PathBuf)> {
 
 fn database_files(database: &DatabasePlan) -> Vec<(String, PathBuf)> {
     let key = |key: &str| format!("databases.{}.{key}", database.name);
-    let password = database.probe.login.as_ref().and_then(|login| secret_file(login.password.as_ref()));
+    let secrets = database.probe.login.iter().flat_map(LoginPlan::secrets);
+    let secrets = secrets.filter_map(|(name, source)| Some((key(name), secret_file(Some(source))?)));
     let roots = database.probe.tls.ca.clone().map(|path| (key("tls.ca"), path));
-    password.map(|path| (key("password"), path)).into_iter().chain(roots).collect()
+    let google = database.probe.login.as_ref().and_then(LoginPlan::credentials_file);
+    let google = google.map(|path| (key("credentials_file"), path.to_owned()));
+    secrets.chain(google).chain(roots).collect()
 }
 
 fn secret_file(source: Option<&SecretSource>) -> Option<PathBuf> {

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{Notify, mpsc};
 
 use super::*;
@@ -28,6 +30,30 @@ impl FarEnd {
 
     pub(crate) fn arrive(&self, arrival: Arrival) {
         self.arrivals.send(arrival).expect("the link is gone");
+    }
+
+    /// As a stream, for servers that want one.
+    pub(crate) fn into_stream(self) -> DuplexStream {
+        let (near, far) = duplex(1 << 16);
+        let (mut read, mut write) = tokio::io::split(near);
+        let Self { arrivals, mut sent } = self;
+        tokio::spawn(async move {
+            while let Some(Sent::Data(bytes)) = sent.recv().await {
+                if write.write_all(&bytes).await.is_err() {
+                    break;
+                }
+            }
+            let _ = write.shutdown().await;
+        });
+        tokio::spawn(async move {
+            let mut buffer = BytesMut::with_capacity(1 << 14);
+            while read.read_buf(&mut buffer).await.is_ok_and(|len| len > 0) {
+                let _ = arrivals.send(Arrival::Data(buffer.split().freeze()));
+                buffer.reserve(1 << 14);
+            }
+            let _ = arrivals.send(Arrival::Closed);
+        });
+        far
     }
 
     /// Everything the client sends until `len` bytes have come or it ends.

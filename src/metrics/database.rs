@@ -90,6 +90,9 @@ pub(super) struct Families {
     probes: Tallies,
     probe_phase: HistogramVec,
     probe_last_success: GaugeVec,
+    certificate_expiry: GaugeVec,
+    credential_expiry: GaugeVec,
+    credential_mints: Tallies,
 }
 
 impl Families {
@@ -188,6 +191,21 @@ impl Families {
                 "When a probe succeeded last.",
                 database,
             )?,
+            certificate_expiry: registrar.gauge(
+                "certificate_expiry_timestamp_seconds",
+                "When the certificate expires that the database showed the probe.",
+                database,
+            )?,
+            credential_expiry: registrar.gauge(
+                "credential_expiry_timestamp_seconds",
+                "When the temporary login expires that the probe has.",
+                database,
+            )?,
+            credential_mints: registrar.tallies(
+                "credential_mints_total",
+                "Temporary logins that were asked for, by what came of it.",
+                &["database", "result"],
+            )?,
         })
     }
 
@@ -209,6 +227,10 @@ impl Families {
             };
             set_if_known(&self.probe_up, labels, verdict);
             set_if_known(&self.probe_last_success, labels, database.probe.last_success.map(Stamp::seconds));
+            let expires = database.probe.certificate_expires.map(Stamp::seconds);
+            set_if_known(&self.certificate_expiry, labels, expires);
+            let expires = database.probe.credential_expires.map(Stamp::seconds);
+            set_if_known(&self.credential_expiry, labels, expires);
         }
     }
 }
@@ -280,6 +302,8 @@ pub struct DatabaseMetrics {
     startups_tls: IntCounter,
     startups_plain: IntCounter,
     query_errors: Arc<Tally>,
+    /// For a database whose logins are temporary.
+    mints: (Name, Tallies),
     /// From the last byte of a client's query to the end of its answer.
     pub query_duration: Timings,
     /// From the last byte that an encrypted client sent to the first that came back.
@@ -292,6 +316,18 @@ pub struct DatabaseMetrics {
     pub duration: Timings,
     _ledger: Ledger,
 }
+
+/// Counts the temporary logins of one database.
+pub struct Mints(Arc<Tally>);
+
+impl Mints {
+    /// One was asked for: it came, or did not for this cause.
+    pub fn count(&self, result: Result<(), Cause>) {
+        self.0.count(result.map_or_else(by_reason, |()| MINTED));
+    }
+}
+
+const MINTED: Cell = ["ok", ""];
 
 /// The phases in which a probe can fail.
 const PROBED: [Phase; 5] = [Phase::Channel, Phase::Credentials, Phase::DbTls, Phase::DbLogin, Phase::DbQuery];
@@ -313,6 +349,8 @@ impl DatabaseMetrics {
             &families.held,
             &families.probe_up,
             &families.probe_last_success,
+            &families.certificate_expiry,
+            &families.credential_expiry,
         ];
         ledger.observed(&observed, &[name]);
         ledger.raised(&[&families.uptime], &[name]);
@@ -341,6 +379,7 @@ impl DatabaseMetrics {
             query_errors: families
                 .query_errors
                 .of(&[name], ErrorClass::all().map(|class| [class.as_str(), ""])),
+            mints: (database.clone(), families.credential_mints.clone()),
             query_duration: ledger.timings(&families.query_duration, &[name]),
             turnaround: ledger.timings(&families.turnaround, &[name]),
             hold: ledger.timings(&families.hold, &[name]),
@@ -417,6 +456,14 @@ impl DatabaseMetrics {
     /// A probe failed.
     pub fn probe_failed(&self, cause: Cause) {
         self.probes.count(by_phase(cause));
+    }
+
+    /// The counters of a database whose logins are temporary; they go with the last of these.
+    #[must_use]
+    pub fn mints(&self) -> Mints {
+        let (database, family) = &self.mints;
+        let failed = of_phases(&[Phase::Credentials]).map(by_reason);
+        Mints(family.of(&[database.as_str()], std::iter::once(MINTED).chain(failed)))
     }
 
     /// A phase of a probe took so long.

@@ -70,6 +70,9 @@ fn snapshot(up: bool) -> Snapshot {
                 latency_seconds: None,
                 last_success: None,
                 last_failure: None,
+                certificate_expires: up
+                    .then_some(Stamp(std::time::UNIX_EPOCH + Duration::from_secs(4_000_000_000))),
+                credential_expires: None,
             },
             clients: vec![],
             database: None,

@@ -21,7 +21,9 @@ use tokio_rustls::rustls::{
 };
 use x509_cert::Certificate;
 use x509_cert::der::{Decode, Encode};
+use x509_cert::time::Time;
 
+use super::shown::Shown;
 use crate::failure::{Cause, Failure, plain};
 use crate::files;
 use crate::settings::plan::{TlsMode, TlsPlan};
@@ -29,17 +31,18 @@ use crate::settings::plan::{TlsMode, TlsPlan};
 /// Larger than any bundle of roots, in bytes.
 const MAX_ROOTS: usize = 16 << 20;
 
-/// The certificates are read anew each time, so that a renewed file needs no restart.
-pub(super) async fn client_config(plan: &TlsPlan) -> Result<ClientConfig, Failure> {
-    let (mode, ca) = (plan.mode, plan.ca.clone());
-    let built = files::read_aside(move || build_config(mode, ca.as_deref())).await;
+/// The certificates are read anew each time, so that a renewed file needs no restart. What the database shows of its own is
+/// put into `shown`.
+pub(super) async fn client_config(plan: &TlsPlan, shown: &Shown) -> Result<ClientConfig, Failure> {
+    let (mode, ca, shown) = (plan.mode, plan.ca.clone(), shown.clone());
+    let built = files::read_aside(move || build_config(mode, ca.as_deref(), shown)).await;
     built.and_then(|built| built).map_err(|text| {
         let failure = Failure::new(Cause::DbTlsFailed, text);
         if plan.ca.is_some() { failure.with_hint("check the file that tls.ca names") } else { failure }
     })
 }
 
-fn build_config(mode: TlsMode, ca: Option<&Path>) -> Result<ClientConfig, String> {
+fn build_config(mode: TlsMode, ca: Option<&Path>, shown: Shown) -> Result<ClientConfig, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
@@ -51,7 +54,7 @@ fn build_config(mode: TlsMode, ca: Option<&Path>) -> Result<ClientConfig, String
         }
         TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => None,
     };
-    let verifier = Arc::new(Verifier { issuer, name: mode == TlsMode::VerifyFull, provider });
+    let verifier = Arc::new(Verifier { issuer, name: mode == TlsMode::VerifyFull, provider, shown });
     Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
 }
 
@@ -94,6 +97,7 @@ struct Verifier {
     /// It must be for the database's name.
     name: bool,
     provider: Arc<CryptoProvider>,
+    shown: Shown,
 }
 
 #[derive(Debug)]
@@ -112,6 +116,7 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         use CertificateError::{NotValidForName, NotValidForNameContext};
+        self.shown.set(end_entity, intermediates);
         let Some(Issuer { chain, named }) = &self.issuer else { return Ok(ServerCertVerified::assertion()) };
         if named.iter().any(|root| root == end_entity) {
             return self.verify_root(end_entity, server_name, now);
@@ -175,12 +180,13 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let validity = parse(certificate)?.tbs_certificate.validity;
-        let seconds = now.as_secs();
-        if seconds < validity.not_before.to_unix_duration().as_secs() {
-            return Err(CertificateError::NotValidYet.into());
+        let at = |time: Time| UnixTime::since_unix_epoch(time.to_unix_duration());
+        let (not_before, not_after) = (at(validity.not_before), at(validity.not_after));
+        if now < not_before {
+            return Err(CertificateError::NotValidYetContext { time: now, not_before }.into());
         }
-        if seconds > validity.not_after.to_unix_duration().as_secs() {
-            return Err(CertificateError::Expired.into());
+        if now > not_after {
+            return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
         }
         if self.name {
             verify_server_name(&ParsedCertificate::try_from(certificate)?, server_name)?;
@@ -251,7 +257,7 @@ mod tests {
             let text = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
             std::fs::write(file.path(), text).unwrap();
         }
-        let client = build_config(mode, ca.map(|_| file.path()))?;
+        let client = build_config(mode, ca.map(|_| file.path()), Shown::default())?;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let signing =
             provider.key_provider.load_private_key(PrivatePkcs8KeyDer::from(key.serialize_der()).into());
@@ -285,6 +291,7 @@ mod tests {
             ("self-signed CA", VerifyFull, wrong, Some(&ca), &ca_key, &ca, Err("not valid for name")),
             ("self-signed CA", VerifyCa, wrong, Some(&ca), &ca_key, &ca, Ok(())),
             ("self-signed", VerifyFull, right, Some(&plain), &key, &plain, Ok(())),
+            ("a dot at the end", VerifyFull, "db.internal.", Some(&plain), &key, &plain, Ok(())),
             // Its issuer has the name of the root, and another key.
             ("self-signed", VerifyFull, right, Some(&ca), &key, &plain, Err("BadSignature")),
             ("somebody else's key", Require, right, None, &ca_key, &plain, Err("BadSignature")),

@@ -120,6 +120,11 @@ fn judge(body: &[u8], clear_text: ClearText) -> Result<bool, Failure> {
     let Some((code, data)) = body.split_first_chunk::<4>() else { return Ok(false) };
     let unsupported =
         |what: &str| Err(Failure::new(Cause::DbLoginUnsupportedMethod, format!("the database wants {what}")));
+    let redshifts_own = |what: &str| {
+        unsupported(what).map_err(|failure: Failure| {
+            failure.with_hint("use method = \"iam\", or a user whose password is stored as MD5")
+        })
+    };
     match u32::from_be_bytes(*code) {
         0 => Ok(true),
         3 if clear_text == ClearText::Unverified => {
@@ -138,7 +143,12 @@ fn judge(body: &[u8], clear_text: ClearText) -> Result<bool, Failure> {
         }
         // Clear text, MD5 and the steps of SCRAM.
         3 | 5 | 10..=12 => Ok(false),
-        7..=9 => unsupported("a Kerberos login, which the probe cannot make"),
+        2 => unsupported("a login by Kerberos V5, which the probe cannot make"),
+        7 | 8 => unsupported("a login by GSSAPI (Kerberos), which the probe cannot make"),
+        9 => unsupported("a login by SSPI (Windows), which the probe cannot make"),
+        // These two are Redshift's own, as its driver redshift_connector has them.
+        13 => redshifts_own("the password in Redshift's own SHA-256 form, which only its own drivers know"),
+        14 => redshifts_own("a token of an identity provider, which the probe has not"),
         other => unsupported(&format!("a login of kind {other}, which the probe cannot make")),
     }
 }

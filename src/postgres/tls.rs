@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
@@ -12,11 +12,12 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_rustls::rustls::{AlertDescription, CertificateError, ClientConfig, Error};
 
 use super::certificates::client_config;
+use super::shown::{Shown, show_time};
 use super::{answered, login_answer};
 use crate::failure::{Cause, Failure, plain};
 use crate::ids::Target;
 use crate::pgwire::SSL_REQUEST;
-use crate::settings::plan::{TlsMode, TlsPlan};
+use crate::settings::plan::{RDS_BUNDLE, TlsMode, TlsPlan};
 
 /// The longest error that a server sends instead of an answer to the request for TLS, in bytes.
 const MAX_ERROR: usize = 4 << 10;
@@ -37,7 +38,15 @@ pub enum Wire<S: Stream> {
     Tls(Tls<S>),
 }
 
-/// Agrees on TLS as `plan` says.
+/// What came of agreeing on TLS.
+pub struct Agreement<S: Stream> {
+    /// What to speak over.
+    pub wire: Wire<S>,
+    /// The last moment at which the database's certificate is good, where it showed one.
+    pub certificate_expires: Option<SystemTime>,
+}
+
+/// Agrees on TLS as `plan` says. The name that is asked for (SNI, RFC 6066 section 3) and verified is the database's own.
 ///
 /// # Errors
 /// `db_tls` failures, and `db_login` `not_postgres` where the answer is none of PostgreSQL's.
@@ -46,13 +55,14 @@ pub async fn negotiate<S: Stream>(
     database: &Target,
     plan: &TlsPlan,
     limit: Duration,
-) -> Result<Wire<S>, Failure> {
+) -> Result<Agreement<S>, Failure> {
     if plan.mode == TlsMode::Disable {
-        return Ok(Wire::Plain(stream));
+        return Ok(Agreement { wire: Wire::Plain(stream), certificate_expires: None });
     }
-    let config = client_config(plan).await?;
-    match timeout(limit, ask_and_shake(stream, database, plan, config)).await {
-        Ok(result) => result,
+    let shown = Shown::default();
+    let config = client_config(plan, &shown).await?;
+    match timeout(limit, ask_and_shake(stream, database, plan, config, &shown)).await {
+        Ok(result) => result.map(|wire| Agreement { wire, certificate_expires: shown.expires() }),
         Err(_) => Err(Failure::new(Cause::DbTlsTimeout, format!("{database} did not agree on TLS in time"))),
     }
 }
@@ -62,6 +72,7 @@ async fn ask_and_shake<S: Stream>(
     database: &Target,
     plan: &TlsPlan,
     config: ClientConfig,
+    shown: &Shown,
 ) -> Result<Wire<S>, Failure> {
     let ask = async {
         stream.write_all(&SSL_REQUEST).await?;
@@ -90,7 +101,8 @@ async fn ask_and_shake<S: Stream>(
         Target::Unix(_) => "localhost",
     };
     let Ok(connect) = MakeTlsConnect::<S>::make_tls_connect(&mut connector, name);
-    connect.connect(stream).await.map(Wire::Tls).map_err(|error| handshake_failure(database, plan, &error))
+    let shaken = connect.connect(stream).await.map(Wire::Tls);
+    shaken.map_err(|error| handshake_failure(database, plan, shown, &error))
 }
 
 /// What a server says that answers a request for TLS with an error.
@@ -123,7 +135,7 @@ pub(super) fn of_rustls(error: &io::Error) -> Option<&Error> {
     error.get_ref().and_then(|inner| inner.downcast_ref::<Error>())
 }
 
-fn handshake_failure(database: &Target, plan: &TlsPlan, error: &io::Error) -> Failure {
+fn handshake_failure(database: &Target, plan: &TlsPlan, shown: &Shown, error: &io::Error) -> Failure {
     let text = format!("the TLS handshake with {database} failed: {error}");
     let Some(Error::InvalidCertificate(invalid)) = of_rustls(error) else {
         return match of_rustls(error) {
@@ -135,25 +147,24 @@ fn handshake_failure(database: &Target, plan: &TlsPlan, error: &io::Error) -> Fa
             None => Failure::new(Cause::DbTlsFailed, text),
         };
     };
+    let found = |cause, what: &str| Failure::new(cause, format!("{database} shows a certificate {what}"));
     match invalid {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            Failure::new(Cause::DbTlsNameMismatch, text)
+            let names = shown.names().unwrap_or_else(|| "other names".to_owned());
+            found(Cause::DbTlsNameMismatch, &format!("for {names}, not for {}", database.host()))
         }
         // An issuer that was made anew has the old name and another key.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            let failure = Failure::new(Cause::DbTlsUnknownIssuer, text);
-            match &plan.ca {
-                Some(ca) => failure.with_hint(format!(
-                    "tls.ca ({}) does not hold the certificate of the issuer: add it, or name another file",
-                    ca.display()
-                )),
-                None => failure,
-            }
+            unknown_issuer(database, plan, shown)
         }
-        CertificateError::Expired
-        | CertificateError::ExpiredContext { .. }
-        | CertificateError::NotValidYet
-        | CertificateError::NotValidYetContext { .. } => Failure::new(Cause::DbTlsExpired, text),
+        CertificateError::ExpiredContext { not_after, .. } => {
+            found(Cause::DbTlsExpired, &format!("that expired at {}", show_time(not_after.as_secs())))
+        }
+        CertificateError::NotValidYetContext { not_before, .. } => found(
+            Cause::DbTlsExpired,
+            &format!("that is good only from {} on", show_time(not_before.as_secs())),
+        ),
+        CertificateError::Expired | CertificateError::NotValidYet => Failure::new(Cause::DbTlsExpired, text),
         // webpki's own words, for certificates that other programs accept.
         CertificateError::Other(inner) if inner.to_string().contains("UnsupportedCertVersion") => {
             let text = format!("{database} shows an X.509 version 1 certificate, which cannot be verified");
@@ -167,6 +178,27 @@ fn handshake_failure(database: &Target, plan: &TlsPlan, error: &io::Error) -> Fa
                 .with_hint("name this very certificate as tls.ca, or issue another one for the server")
         }
         _ => Failure::new(Cause::DbTlsFailed, text),
+    }
+}
+
+fn unknown_issuer(database: &Target, plan: &TlsPlan, shown: &Shown) -> Failure {
+    let issuer = shown.issuer().unwrap_or_else(|| "an unknown authority".to_owned());
+    let text = match &plan.ca {
+        Some(ca) => format!("which tls.ca ({}) does not vouch for", ca.display()),
+        None => "which this machine does not know".to_owned(),
+    };
+    let failure = Failure::new(
+        Cause::DbTlsUnknownIssuer,
+        format!("{database} shows a certificate of {issuer}, {text}"),
+    );
+    if issuer.contains("Amazon RDS") {
+        return failure.with_hint(format!("fetch {RDS_BUNDLE} and name the file as tls.ca"));
+    }
+    match &plan.ca {
+        Some(_) => {
+            failure.with_hint("add the issuer's certificate to the file, or name another one as tls.ca")
+        }
+        None => failure,
     }
 }
 

@@ -1,9 +1,20 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rcgen::{CertificateParams, KeyPair};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+
 use super::*;
 use crate::dial::Arrival;
 use crate::dial::fake::{FakeDial, FarEnd};
 use crate::ids::{HostPort, Name, Target};
 use crate::metrics::Metrics;
-use crate::settings::plan::{ForwardPlan, Kind, ListenPlan, LoginPlan, ProbePlan, TlsPlan};
+use crate::secret::SecretSource;
+use crate::settings::Surroundings;
+use crate::settings::plan::{CredentialsPlan, ForwardPlan, Kind, ListenPlan, LoginPlan, ProbePlan, TlsPlan};
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
@@ -18,6 +29,11 @@ struct Case {
     life: tokio::task::JoinHandle<()>,
 }
 
+fn login(password: Option<SecretSource>) -> LoginPlan {
+    let credentials = CredentialsPlan::Password { user: "probe".to_owned(), password };
+    LoginPlan { database: None, credentials }
+}
+
 fn case(up: bool, change: impl FnOnce(&mut ProbePlan)) -> Case {
     let mut probe = ProbePlan {
         level: ProbeLevel::Query,
@@ -27,7 +43,7 @@ fn case(up: bool, change: impl FnOnce(&mut ProbePlan)) -> Case {
         failures: 2,
         fresh_login: Duration::from_secs(600),
         query: "SELECT 1".to_owned(),
-        login: Some(LoginPlan { user: "probe".to_owned(), password: None, database: None }),
+        login: Some(login(None)),
         tls: TlsPlan { mode: TlsMode::Disable, ca: None, allow_unverified: false },
     };
     change(&mut probe);
@@ -44,14 +60,18 @@ fn case(up: bool, change: impl FnOnce(&mut ProbePlan)) -> Case {
         idle_timeout: None,
         stall_timeout: Duration::from_secs(60),
     };
-    let plan = Arc::new(DatabasePlan {
+    let plan = DatabasePlan {
         name: name("analytics"),
         bastions: vec![name("prod")],
         kind: Kind::Postgres,
         target: Target::Tcp(HostPort::new("db", 5432)),
         forward,
         probe,
-    });
+    };
+    case_of(up, Arc::new(plan))
+}
+
+fn case_of(up: bool, plan: Arc<DatabasePlan>) -> Case {
     let (dial, metrics, stop) = (FakeDial::new(up), Metrics::new().unwrap(), CancellationToken::new());
     let database = Arc::new(metrics.database(&plan.name, &plan.bastions));
     let ways = Ways::new(vec![(name("prod"), dial.clone())]);
@@ -183,7 +203,7 @@ async fn a_rejected_login_is_tried_once_a_minute() {
             far.hear(usize::MAX).await;
         });
     }
-    tokio::time::sleep(Duration::from_secs(130)).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
     assert_eq!(case.probes("db_login", "rejected"), "3");
 }
 
@@ -227,8 +247,8 @@ async fn only_active_clients_wake_the_database() {
 #[tokio::test(start_paused = true)]
 async fn a_missing_secret_is_named() {
     let mut case = case(true, |probe| {
-        let source = crate::secret::SecretSource::Env("TUNNELKEEPER_TEST_UNSET".to_owned());
-        probe.login = Some(LoginPlan { user: "probe".to_owned(), password: Some(source), database: None });
+        let source = SecretSource::Env("TUNNELKEEPER_TEST_UNSET".to_owned());
+        probe.login = Some(login(Some(source)));
     });
     let state = case.health(Health::Down).await;
     let failure = state.last_failure.unwrap().failure;
@@ -250,4 +270,127 @@ async fn a_query_that_takes_too_long_is_cancelled() {
     first.arrive(Arrival::Closed);
     let state = case.state.wait_for(|state| state.last_failure.is_some()).await.unwrap().clone();
     assert_eq!(state.last_failure.unwrap().failure.cause, Cause::DbQueryTimeout);
+}
+
+/// What a database received.
+#[derive(Default)]
+struct Received {
+    handshakes: AtomicUsize,
+    startups: AtomicUsize,
+    statements: AtomicUsize,
+    /// Of its certificate, which is looked at whenever a probe is made.
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Received {
+    fn counts(&self) -> [usize; 3] {
+        [&self.handshakes, &self.startups, &self.statements].map(|count| count.load(Ordering::SeqCst))
+    }
+}
+
+/// Plays a database with TLS that lets everybody in and counts what comes.
+async fn count(far: FarEnd, acceptor: TlsAcceptor, received: Arc<Received>) -> std::io::Result<()> {
+    let mut far = far.into_stream();
+    let mut request = [0; 8];
+    far.read_exact(&mut request).await?;
+    far.write_all(b"S").await?;
+    let mut tls = acceptor.accept(far).await?;
+    received.handshakes.fetch_add(1, Ordering::SeqCst);
+    let len = tls.read_u32().await? as usize;
+    received.startups.fetch_add(1, Ordering::SeqCst);
+    tls.read_exact(&mut vec![0; len - 4]).await?;
+    tls.write_all(LOGGED_IN).await?;
+    while tls.read_u8().await? == b'Q' {
+        received.statements.fetch_add(1, Ordering::SeqCst);
+        let len = tls.read_u32().await? as usize;
+        tls.read_exact(&mut vec![0; len - 4]).await?;
+        tls.write_all(ANSWERED).await?;
+    }
+    Ok(())
+}
+
+/// A probe of the database that `keys` describe, which a fake one answers.
+async fn counted(host: &str, keys: &str) -> (Case, Arc<Received>) {
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec![host.to_owned()]).unwrap().self_signed(&key).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        );
+    let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
+    let dir = tempfile::tempdir().unwrap();
+    let [ca, path] = ["ca.pem", "tunnelkeeper.toml"].map(|name| dir.path().join(name));
+    std::fs::write(&ca, certificate.pem()).unwrap();
+    let text = format!(
+        "[bastions.prod]\nhost = \"b\"\nuser = \"u\"\n[databases.analytics]\nbastion = \"prod\"\n\
+         host = \"{host}\"\nlisten = \"127.0.0.1:1\"\ntls.ca = {ca:?}\n{keys}\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let uid = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&path).unwrap());
+    let surroundings = Surroundings { uid, config_option: Some(path), ..Surroundings::default() };
+    let settings = crate::settings::load(&surroundings).unwrap();
+    let case = case_of(true, Arc::clone(&settings.plan.databases[0]));
+    let received = Arc::new(Received { _dir: Some(dir), ..Received::default() });
+    for _ in 0..300 {
+        tokio::spawn(count(case.dial.answer(), acceptor.clone(), Arc::clone(&received)));
+    }
+    (case, received)
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const SERVERLESS: &str = "nightly.123456789.us-east-1.redshift-serverless.amazonaws.com";
+const ENDPOINT: &str = "ep-cool-sun-1.database.us-east-1.cloud.databricks.com";
+
+#[tokio::test(start_paused = true)]
+async fn what_is_billed_or_woken_is_asked_nothing_by_default() {
+    let oauth = "method = \"oauth\"\nworkspace = \"https://w\"\nclient_id = { env = \"I\" }\n\
+                 client_secret = { env = \"S\" }\nendpoint = \"projects/p/branches/b/endpoints/e\"";
+    for (host, keys) in [
+        (SERVERLESS, ""),
+        (SERVERLESS, "user = \"probe\"\ndatabase = \"dev\""),
+        (SERVERLESS, "method = \"iam\"\ndatabase = \"dev\""),
+        (ENDPOINT, "user = \"probe\"\ndatabase = \"dev\""),
+        (ENDPOINT, oauth),
+    ] {
+        let (case, received) = counted(host, keys).await;
+        tokio::time::sleep(HOUR).await;
+        let [handshakes, startups, statements] = received.counts();
+        assert!((220..=260).contains(&handshakes), "{host} {keys}: {handshakes}");
+        assert_eq!((startups, statements), (0, 0), "{host} {keys}");
+        assert_eq!(case.state.borrow().health, Health::Up);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_billed_or_woken_is_asked_in_so_many_words() {
+    for host in [SERVERLESS, ENDPOINT] {
+        let (mut case, received) = counted(host, "user = \"probe\"\nprobe = { level = \"query\" }").await;
+        tokio::time::sleep(HOUR).await;
+        assert_eq!(received.counts(), [0, 0, 0], "it was asked though no client was active");
+        assert_eq!(case.state.borrow().health, Health::NotProbed, "what was not probed is not up");
+        case.database.passed(crate::metrics::Direction::ToDatabase, 10);
+        case.health(Health::Up).await;
+        assert_eq!(received.counts(), [1, 1, 1]);
+        let always = "user = \"probe\"\nprobe = { level = \"query\", when = \"always\" }";
+        let (_case, received) = counted(host, always).await;
+        tokio::time::sleep(HOUR).await;
+        let [handshakes, startups, statements] = received.counts();
+        assert!((220..=260).contains(&statements), "{statements}");
+        assert_eq!((handshakes, startups), (6, 6));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_certificate_is_known_once_it_was_shown() {
+    let (mut case, _received) = counted(SERVERLESS, "").await;
+    assert_eq!(case.state.borrow().certificate_expires, None);
+    case.health(Health::Up).await;
+    // What rcgen gives by default, January 1st 4096.
+    let expected = std::time::UNIX_EPOCH + Duration::from_secs(67_090_118_400);
+    assert_eq!(case.state.borrow().certificate_expires, Some(expected));
 }

@@ -1,31 +1,15 @@
-//! Reads `[databases.NAME]`: the kind's defaults, the forward and the probe.
+//! Reads `[databases.NAME]`: what it is, and how clients are served.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bastion::{read_at_least, read_positive};
-use super::listen;
-use super::plan::{
-    DatabasePlan, ForwardPlan, Kind, LoginPlan, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan,
-};
+use super::bastion::read_positive;
+use super::kind::{Inferred, Rest, infer};
+use super::plan::{DatabasePlan, ForwardPlan, Kind};
 use super::reader::{Report, Section};
 use super::values::{BastionName, HostOrSocket, Port, Whole};
+use super::{listen, login, probe, tls};
 use crate::ids::{HostPort, Name, POSTGRES_SOCKET, Target};
-use crate::secret::SecretSource;
-
-/// A probe that follows the last one sooner is load, not news.
-const MIN_INTERVAL: Duration = Duration::from_millis(100);
-
-const RDS_BUNDLE: &str = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem";
-
-/// Parts of the names of services that speak PostgreSQL's protocol but bill or wake by the query: a default made for
-/// PostgreSQL would cost their users money, so they are refused rather than guessed at.
-const UNSUPPORTED_HOSTS: [(&str, &str); 4] = [
-    (".redshift.amazonaws.", "Amazon Redshift"),
-    (".redshift-serverless.amazonaws.", "Amazon Redshift Serverless"),
-    (".databricks.com", "Databricks Lakebase"),
-    (".azuredatabricks.net", "Databricks Lakebase"),
-];
 
 pub(super) fn read(
     name: Name,
@@ -35,12 +19,13 @@ pub(super) fn read(
 ) -> Option<Arc<DatabasePlan>> {
     let ways = read_bastions(&mut section, bastions, report);
     let host: Option<HostOrSocket> = section.require("host", report);
-    let kind = read_kind(&mut section, host.as_ref(), report);
-    let target = read_target(host.as_ref(), &mut section, report);
+    let inferred = host.as_ref().map(|HostOrSocket(host)| infer(host));
+    let kind = read_kind(&mut section, inferred.as_ref(), report);
+    let target = read_target(host.as_ref(), kind, &mut section, report);
     let forward = read_forward(&mut section, report);
-    let login = read_login(&mut section, report);
-    let tls = read_tls(kind, target.as_ref(), &mut section, report);
-    let probe = read_probe(kind, host.as_ref(), login, tls, &mut section, report);
+    let login = login::read(kind, inferred.as_ref(), &mut section, report);
+    let tls = tls::read(kind, login.method, target.as_ref(), &mut section, report);
+    let probe = probe::read(rest(kind, inferred.as_ref()), login, tls, &mut section, report);
     section.finish(report);
     Some(Arc::new(DatabasePlan {
         name,
@@ -74,27 +59,33 @@ pub(super) fn no_such_bastion(name: &Name, known: &[Name]) -> String {
 }
 
 /// None where neither of the two keys says it.
-fn read_kind(section: &mut Section, host: Option<&HostOrSocket>, report: &mut Report) -> Option<Kind> {
-    let Some(HostOrSocket(host)) = host.filter(|_| !section.has("kind")) else {
-        return section.get("kind", report);
-    };
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
-    let is_rds = host.ends_with(".rds.amazonaws.com") || host.ends_with(".rds.amazonaws.com.cn");
-    let inferred = if is_rds { Kind::Rds } else { Kind::Postgres };
-    let unsupported = UNSUPPORTED_HOSTS.iter().find(|(part, _)| host.contains(part));
-    if let Some((_, service)) = unsupported {
-        let text = format!(
-            "is {service}, which is not supported yet, since a probe may cost money: write kind = \"postgres\" and a \
-             probe.level that you accept, such as \"tls\""
-        );
-        report.problem(section, "host", text);
+fn read_kind(section: &mut Section, inferred: Option<&Inferred>, report: &mut Report) -> Option<Kind> {
+    match inferred.filter(|_| !section.has("kind")) {
+        Some(inferred) => Some(section.get_or("kind", inferred.kind, report)),
+        None => section.get("kind", report),
     }
-    Some(section.get_or("kind", inferred, report))
 }
 
-fn read_target(host: Option<&HostOrSocket>, section: &mut Section, report: &mut Report) -> Option<Target> {
+/// What follows from the kind that is written, or from the name: a name that stands for money is not overruled.
+fn rest(kind: Option<Kind>, inferred: Option<&Inferred>) -> Rest {
+    let by_name = inferred.map_or(Rest::Never, |inferred| inferred.rest);
+    let is_inferred = kind == inferred.map(|inferred| inferred.kind);
+    match kind {
+        Some(Kind::RedshiftServerless) => Rest::Billed,
+        Some(Kind::Lakebase) if !is_inferred => Rest::Sleeps,
+        _ => by_name,
+    }
+}
+
+fn read_target(
+    host: Option<&HostOrSocket>,
+    kind: Option<Kind>,
+    section: &mut Section,
+    report: &mut Report,
+) -> Option<Target> {
     let Some(HostOrSocket(path)) = host.filter(|host| host.is_socket()) else {
-        let port: Port = section.get_or("port", Whole(5432), report);
+        let default = kind.unwrap_or(Kind::Postgres).default_port();
+        let port: Port = section.get_or("port", Whole(default.into()), report);
         return host.map(|HostOrSocket(name)| Target::Tcp(HostPort::new(name, port.port())));
     };
     let name = path.rsplit('/').next().unwrap_or_default();
@@ -137,83 +128,5 @@ fn read_forward(section: &mut Section, report: &mut Report) -> Option<ForwardPla
     })
 }
 
-fn read_login(section: &mut Section, report: &mut Report) -> Option<LoginPlan> {
-    let user: Option<String> = section.get("user", report);
-    let password: Option<SecretSource> = section.get("password", report);
-    let database: Option<String> = section.get("database", report);
-    if user.is_none() {
-        for key in ["password", "database"] {
-            if section.has(key) && !section.has("user") {
-                report.problem(section, key, "is of no use without `user`: the probe logs in only with both");
-            }
-        }
-    }
-    Some(LoginPlan { user: user?, password, database })
-}
-
-fn read_tls(
-    kind: Option<Kind>,
-    target: Option<&Target>,
-    section: &mut Section,
-    report: &mut Report,
-) -> TlsPlan {
-    let mut tls = section.section("tls", "tls = { mode = \"verify-full\" }", report);
-    let is_socket = matches!(target, Some(Target::Unix(_)));
-    let default = match kind {
-        _ if is_socket => TlsMode::Disable,
-        Some(Kind::Rds) if tls.has("ca") => TlsMode::VerifyFull,
-        Some(Kind::Rds) => TlsMode::Require,
-        Some(Kind::Postgres) | None => TlsMode::Prefer,
-    };
-    let mode = tls.get_or("mode", default, report);
-    let ca = tls.get("ca", report);
-    let allow_unverified = tls.get_or("allow_unverified", false, report);
-    let mode_is_known = kind.is_some() || tls.has("mode");
-    if is_socket && (ca.is_some() || mode.verifies()) {
-        let key = if mode.verifies() { "mode" } else { "ca" };
-        let text = "there is nothing to verify: PostgreSQL speaks no TLS over a Unix socket, which is as safe as the \
-                    bastion itself; leave tls out";
-        report.problem(&tls, key, text);
-    } else if ca.is_some() && !mode.verifies() && mode_is_known {
-        report.problem(&tls, "ca", "is of no use with this tls.mode: write mode = \"verify-full\"");
-    }
-    if kind == Some(Kind::Rds) && !is_socket && !tls.has("mode") && !tls.has("ca") {
-        let text = format!("the probe does not verify this database: fetch {RDS_BUNDLE} and name it here");
-        report.note(&tls, "ca", text);
-    }
-    tls.finish(report);
-    TlsPlan { mode, ca, allow_unverified }
-}
-
-fn read_probe(
-    kind: Option<Kind>,
-    host: Option<&HostOrSocket>,
-    login: Option<LoginPlan>,
-    tls: TlsPlan,
-    section: &mut Section,
-    report: &mut Report,
-) -> ProbePlan {
-    let mut probe = section.section("probe", "probe = { level = \"query\" }", report);
-    let default_level = if login.is_some() { ProbeLevel::Query } else { ProbeLevel::Tls };
-    let level = probe.get_or("level", default_level, report);
-    if level >= ProbeLevel::Login && login.is_none() && !section.has("user") {
-        report.problem(&probe, "level", "needs the database's `user` (and mostly `password`) to log in with");
-    }
-    // An Aurora cluster may be set to scale to zero, which a probe that always runs would prevent.
-    let is_cluster = |HostOrSocket(host): &HostOrSocket| host.to_ascii_lowercase().contains(".cluster-");
-    let may_sleep = kind == Some(Kind::Rds) && host.is_some_and(is_cluster);
-    let default_when = if may_sleep { ProbeWhen::Active } else { ProbeWhen::Always };
-    if may_sleep && !probe.has("when") {
-        let text = "this Aurora cluster is probed only while clients are active, since it may scale to zero: write \
-                    when = \"always\" if it does not";
-        report.note(&probe, "when", text);
-    }
-    let when = probe.get_or("when", default_when, report);
-    let interval = read_at_least(MIN_INTERVAL, &mut probe, "interval", Duration::from_secs(15), report);
-    let timeout = read_positive(&mut probe, "timeout", Duration::from_secs(5), report);
-    let failures: Whole<1, 100> = probe.get_or("failures", Whole(2), report);
-    let fresh_login = read_positive(&mut probe, "fresh_login", Duration::from_secs(600), report);
-    let query = probe.get_or("query", "SELECT 1".to_owned(), report);
-    probe.finish(report);
-    ProbePlan { level, when, interval, timeout, failures: failures.count(), fresh_login, query, login, tls }
-}
+#[cfg(test)]
+mod tests;

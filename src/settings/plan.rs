@@ -1,6 +1,9 @@
 //! What the daemon shall do, in checked and typed form. Each unit gets its slice of it, never the whole.
 
-use std::fmt;
+mod database;
+mod kind;
+mod login;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,10 +12,15 @@ use std::time::Duration;
 use super::LogFilter;
 use crate::backoff::Bounds;
 use crate::host_keys::{Fingerprint, HostKeyPolicy};
-use crate::ids::{HostPort, Name, Target};
-use crate::local::LocalAddress;
+use crate::ids::{HostPort, Name};
 use crate::placement::PoolBounds;
 use crate::secret::SecretSource;
+
+pub use database::{
+    DatabasePlan, ForwardPlan, ListenAt, ListenPlan, ProbeLevel, ProbePlan, ProbeWhen, TlsMode, TlsPlan,
+};
+pub use kind::{Kind, RDS_BUNDLE};
+pub use login::{AwsKeysPlan, CredentialsPlan, LakebaseResource, LoginPlan};
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
@@ -230,227 +238,4 @@ impl KnownHostsPlan {
     pub fn requires(&self, file: &Path) -> bool {
         self.named && self.own.as_deref() != Some(file)
     }
-}
-
-/// The kind of a database: it decides defaults only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// PostgreSQL anywhere.
-    Postgres,
-    /// Amazon RDS and Aurora.
-    Rds,
-}
-
-super::values::words!(Kind { "postgres" => Self::Postgres, "rds" => Self::Rds });
-
-impl Kind {
-    /// The word used in the configuration.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Postgres => "postgres",
-            Self::Rds => "rds",
-        }
-    }
-}
-
-/// A database and its forward.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DatabasePlan {
-    /// Its name in the configuration.
-    pub name: Name,
-    /// The bastions it is reached through, best first, at least one.
-    pub bastions: Vec<Name>,
-    /// Its kind.
-    pub kind: Kind,
-    /// Where it is, as its bastion sees it.
-    pub target: Target,
-    /// How clients are served.
-    pub forward: ForwardPlan,
-    /// How its health is checked.
-    pub probe: ProbePlan,
-}
-
-/// Where clients connect, and who may.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenPlan {
-    /// At least one.
-    pub at: Vec<ListenAt>,
-    /// The mode of the Unix sockets made for it.
-    pub socket_mode: u32,
-    /// Their group; the daemon's own if none.
-    pub socket_group: Option<String>,
-    /// Listeners may be reached from other machines.
-    pub allow_remote_clients: bool,
-}
-
-/// A listener: one that is made, or one that is there already.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ListenAt {
-    /// One of our own.
-    Address(LocalAddress),
-    /// Those that systemd hands over under this name.
-    Systemd(String),
-}
-
-impl fmt::Display for ListenAt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => address.fmt(f),
-            Self::Systemd(name) => write!(f, "systemd:{name}"),
-        }
-    }
-}
-
-/// How clients of a database are served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForwardPlan {
-    /// Where clients connect.
-    pub listen: ListenPlan,
-    /// How long a client is held; zero = it is answered at once.
-    pub hold_timeout: Duration,
-    /// How many are held at a time.
-    pub hold_max: usize,
-    /// How many clients at a time, held ones included.
-    pub max_clients: usize,
-    /// End a client without traffic.
-    pub idle_timeout: Option<Duration>,
-    /// End a client that has not read for so long while it blocks others.
-    pub stall_timeout: Duration,
-}
-
-/// How far a probe goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ProbeLevel {
-    /// No probe.
-    Off,
-    /// The bastion connects to the database.
-    Connect,
-    /// And TLS is agreed on.
-    Tls,
-    /// And the probe's user logs in.
-    Login,
-    /// And a query is answered.
-    Query,
-}
-
-super::values::words!(ProbeLevel {
-    "off" => Self::Off,
-    "connect" => Self::Connect,
-    "tls" => Self::Tls,
-    "login" => Self::Login,
-    "query" => Self::Query,
-});
-
-impl ProbeLevel {
-    /// The word used in the configuration.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Connect => "connect",
-            Self::Tls => "tls",
-            Self::Login => "login",
-            Self::Query => "query",
-        }
-    }
-}
-
-/// When a probe is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProbeWhen {
-    /// At every interval.
-    Always,
-    /// Only while clients move bytes: the database is awake then anyway.
-    Active,
-}
-
-super::values::words!(ProbeWhen { "always" => Self::Always, "active" => Self::Active });
-
-/// How a database's health is checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProbePlan {
-    /// How far it goes.
-    pub level: ProbeLevel,
-    /// When it is made.
-    pub when: ProbeWhen,
-    /// The time between probes.
-    pub interval: Duration,
-    /// The bound on each phase.
-    pub timeout: Duration,
-    /// Failures in a row for the verdict "down".
-    pub failures: u32,
-    /// How often it logs in anew, since a kept connection does not notice what only logins meet.
-    pub fresh_login: Duration,
-    /// What it asks.
-    pub query: String,
-    /// Who it logs in as; needed for the levels above `tls`.
-    pub login: Option<LoginPlan>,
-    /// How it encrypts.
-    pub tls: TlsPlan,
-}
-
-/// The probe's login.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoginPlan {
-    /// The database's user.
-    pub user: String,
-    /// Needed unless the database trusts the bastion.
-    pub password: Option<SecretSource>,
-    /// The database's own default (the user's name) if none.
-    pub database: Option<String>,
-}
-
-/// How much TLS proves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TlsMode {
-    /// No TLS.
-    Disable,
-    /// TLS if the server has it, unverified; a password is never sent in clear.
-    Prefer,
-    /// TLS, unverified.
-    Require,
-    /// The certificate's issuer is verified.
-    VerifyCa,
-    /// Issuer and name are verified.
-    VerifyFull,
-}
-
-super::values::words!(TlsMode {
-    "disable" => Self::Disable,
-    "prefer" => Self::Prefer,
-    "require" => Self::Require,
-    "verify-ca" => Self::VerifyCa,
-    "verify-full" => Self::VerifyFull,
-});
-
-impl TlsMode {
-    /// The word used in the configuration, and by libpq.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Disable => "disable",
-            Self::Prefer => "prefer",
-            Self::Require => "require",
-            Self::VerifyCa => "verify-ca",
-            Self::VerifyFull => "verify-full",
-        }
-    }
-
-    /// Whether the server's identity is proved.
-    #[must_use]
-    pub fn verifies(self) -> bool {
-        matches!(self, Self::VerifyCa | Self::VerifyFull)
-    }
-}
-
-/// How the probe encrypts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsPlan {
-    /// How much is proved.
-    pub mode: TlsMode,
-    /// The roots to verify with; this machine's own if none.
-    pub ca: Option<PathBuf>,
-    /// Send a clear-text password though the server's identity is not proved.
-    pub allow_unverified: bool,
 }

@@ -332,43 +332,6 @@ fn whoever_says_how_to_log_in_needs_no_key_of_the_daemons_own() {
 }
 
 #[test]
-fn kinds_come_from_the_host() {
-    let with_host = |host: &str, more: &str| {
-        Case::new(&format!("{}\n{more}", SMALLEST.replace("analytics.internal", host)))
-    };
-    let case = with_host("x.abc.eu-west-1.rds.amazonaws.com", "");
-    let settings = case.load();
-    let database = &settings.plan.databases[0];
-    assert_eq!((database.kind, database.probe.tls.mode), (Kind::Rds, TlsMode::Require));
-    assert!(settings.notes[0].text.contains("global-bundle.pem"), "{:?}", settings.notes);
-    let settings =
-        with_host("X.CLUSTER-abc.eu-west-1.RDS.amazonaws.com", "tls = { ca = \"rds.pem\" }").load();
-    let probe = &settings.plan.databases[0].probe;
-    assert_eq!((probe.when, probe.tls.mode), (ProbeWhen::Active, TlsMode::VerifyFull));
-    assert_eq!(settings.notes.len(), 1, "{:?}", settings.notes);
-    for (host, service) in [
-        ("wg.123.eu-west-1.redshift-serverless.amazonaws.com", Some("Amazon Redshift Serverless")),
-        ("wg.123.cn-north-1.redshift-serverless.amazonaws.com.cn", Some("Amazon Redshift Serverless")),
-        ("x.database.cloud.databricks.com.", Some("Databricks Lakebase")),
-        ("mydatabricks.com", None),
-    ] {
-        let kind = with_host(host, "kind = \"postgres\"\nprobe = { level = \"tls\" }");
-        assert_eq!(kind.load().plan.databases[0].probe.level, ProbeLevel::Tls);
-        match service {
-            None => assert_eq!(with_host(host, "").load().plan.databases[0].kind, Kind::Postgres),
-            Some(service) => {
-                let problems = with_host(host, "").problems();
-                let text = format!("is {service}, which is not supported yet");
-                assert!(
-                    problems[0].contains(&text) && problems[0].contains("kind = \"postgres\""),
-                    "{problems:?}"
-                );
-            }
-        }
-    }
-}
-
-#[test]
 fn without_a_user_the_probe_stops_at_tls() {
     let text = "[bastions.b]\nhost = \"b\"\nuser = \"u\"\n[databases.d]\nbastion = \"b\"\nhost = \"d\"\nlisten = \"127.0.0.1:1\"\n";
     assert_eq!(Case::new(text).load().plan.databases[0].probe.level, ProbeLevel::Tls);

@@ -9,7 +9,7 @@ use std::process::Command;
 const MAX_LINES: usize = 500;
 
 /// Outside crates that only some modules may name.
-const DOORS: [(&str, &[&str]); 10] = [
+const DOORS: [(&str, &[&str]); 15] = [
     ("russh", &["ssh"]),
     ("tokio_postgres", &["postgres"]),
     ("prometheus", &["metrics"]),
@@ -20,6 +20,11 @@ const DOORS: [(&str, &[&str]); 10] = [
     ("clap", &["cli"]),
     ("sd_listen_fds", &["listener"]),
     ("sd_notify", &["systemd"]),
+    ("reqwest", &["credentials"]),
+    ("aws_config", &["credentials"]),
+    ("aws_credential_types", &["credentials"]),
+    ("aws_sigv4", &["credentials"]),
+    ("aws_smithy_xml", &["credentials"]),
 ];
 
 /// What the floors below the settings must not touch.

@@ -359,7 +359,7 @@ fn a_probe_with_a_wrong_password_or_database() {
             format!("user = \"{TRUSTED}\"\ndatabase = \"warehouse\"\ntls = {{ mode = \"verify-ca\" }}"),
             "db_tls",
             "unknown_issuer",
-            "UnknownIssuer",
+            "which this machine does not know",
         ),
     ] {
         let daemon = Daemon::start(&format!("{prod}{}", probed(&login)));

@@ -183,14 +183,17 @@ fn scene() -> Scene {
     let identity = format!("identity = {:?}\nkeepalive_interval = \"1s\"\n", key.display().to_string());
     let probe = "probe = { interval = \"1s\" }\n";
     let postgres = Postgres::shared();
+    // A login that is refused is asked for anew, and less often only once the database counts as down.
+    let often = "probe = { interval = \"1s\", failures = 100 }\n";
     let unreached = postgres
         .section("unreached", "prod")
         .replace(&format!("port = {}\n", postgres.port), &format!("port = {}\n", free_port()));
     let config = format!(
-        "{}{}{}{probe}{unreached}{probe}{}hold = {{ timeout = \"0s\" }}\n",
+        "{}{}{}{probe}{unreached}{probe}{}{often}{}hold = {{ timeout = \"0s\" }}\n",
         certified.section(&identity),
         certified.bastion.section("gone", free_port()),
         postgres.section("analytics", "prod"),
+        postgres.signed_section("signed", "prod"),
         postgres.unprobed_section("lost", "gone"),
     );
     let daemon = Daemon::start(&config);
@@ -205,6 +208,7 @@ fn scene() -> Scene {
         });
     };
     seen("tunnelkeeper_tunnel_up{bastion=\"prod\"} == 1");
+    seen("tunnelkeeper_credential_mints_total{result=\"ok\"} > 0");
 
     let (runtime, address) = (runtime(), daemon.address("analytics"));
     run_psql(address, "user=trusted sslmode=disable", "SELECT 1 / 0").unwrap_err();

@@ -1,6 +1,11 @@
 //! What jobs rely on: they wait for a database, reach it by its real name, know nothing of the configuration, and read
 //! in their own client's words what is wrong.
 
+mod dbt;
+mod drivers;
+mod names;
+mod recipes;
+mod redshift;
 mod services;
 mod tls;
 

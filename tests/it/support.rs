@@ -2,15 +2,20 @@
 
 pub mod account;
 pub mod agent;
+pub mod authority;
 pub mod bastion;
 pub mod browser;
 pub mod client;
+pub mod cloud;
 pub mod daemon;
+pub mod hosts;
+pub mod logins;
 pub mod patience;
 pub mod postgres;
 pub mod processes;
 pub mod prometheus;
 pub mod relay;
+pub mod sni;
 pub mod webhook;
 
 use std::net::TcpListener;
@@ -18,10 +23,12 @@ use std::net::TcpListener;
 pub use agent::Agent;
 pub use bastion::Bastion;
 pub use browser::Browser;
+pub use cloud::{Cloud, Reply};
 pub use daemon::Daemon;
 pub use patience::{PATIENCE, eventually};
 pub use postgres::Postgres;
 pub use relay::{Fault, Relay};
+pub use sni::SniRouter;
 
 /// A bastion, and a daemon whose tunnel to it is up. `keys` are the bastion's, `databases` whole sections.
 pub fn tunnel(keys: &str, databases: &str) -> (Bastion, Daemon) {

@@ -35,7 +35,7 @@ fn conf_d_and_the_environment_are_laid_over_the_file() {
     assert_eq!(settings.plan.databases[0].forward.listen.at.len(), 2);
     let login = settings.plan.databases[0].probe.login.as_ref().unwrap();
     assert!(
-        matches!(login.password.as_ref().unwrap(), SecretSource::Plain(secret) if secret.expose() == "007")
+        matches!(login.secrets()[0], ("password", SecretSource::Plain(secret)) if secret.expose() == "007")
     );
     let source = |key: &str| {
         let found = settings.effective.iter().find(|effective| effective.key == key);
@@ -99,7 +99,7 @@ fn what_the_environment_adds_to_a_file() {
         .env("TUNNELKEEPER__BASTIONS__PROD__CONNECT_TIMEOUT", "9s");
     let settings = case.load();
     let login = settings.plan.databases[0].probe.login.as_ref().unwrap();
-    assert_eq!(login.password, Some(SecretSource::File("/run/password".into())));
+    assert_eq!(login.secrets(), [("password", &SecretSource::File("/run/password".into()))]);
     let key = settings.effective.iter().find(|effective| effective.key == "databases.analytics.password");
     assert_eq!(key.unwrap().source, "the environment");
     let case = Case::new("[bastions.prod]\nhost = \"b\"\n")

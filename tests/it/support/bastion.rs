@@ -20,8 +20,8 @@ pub struct Bastion {
     dir: TempDir,
     running: Option<Child>,
     log: Arc<Mutex<String>>,
-    /// It asks PAM, as this directory says, which it alone sees in place of the system's.
-    pam: Option<PathBuf>,
+    /// What it alone sees in place of the system's own: each a directory or file, and where it sees that.
+    instead: Vec<(PathBuf, &'static str)>,
 }
 
 /// Makes a key pair with ssh-keygen, and returns the private key's path.
@@ -69,7 +69,17 @@ impl Bastion {
              password required pam_unix.so\nsession required pam_permit.so\n"
         );
         fs::write(dir.join("sshd"), service).unwrap();
-        bastion.pam = Some(dir);
+        bastion.instead.push((dir, "/etc/pam.d"));
+        bastion.start_again();
+        bastion
+    }
+
+    /// Starts an sshd that finds this machine by these names, as a bastion finds databases that are there for it alone.
+    pub fn that_knows(names: &[&str]) -> Self {
+        let mut bastion = Self::prepare("");
+        let hosts = bastion.path("hosts");
+        fs::write(&hosts, format!("127.0.0.1 localhost {}\n", names.join(" "))).unwrap();
+        bastion.instead.push((hosts, "/etc/hosts"));
         bastion.start_again();
         bastion
     }
@@ -81,7 +91,7 @@ impl Bastion {
         let host_key = make_key(dir.path(), "host", &["-t", "ed25519", "-N", ""]);
         let identity = make_key(dir.path(), "identity", &["-t", "ed25519", "-N", ""]);
         let port = free_port();
-        let bastion = Self { port, account, dir, running: None, log: Arc::default(), pam: None };
+        let bastion = Self { port, account, dir, running: None, log: Arc::default(), instead: Vec::new() };
         bastion.authorize(&public_line(&identity));
         bastion.account.give(&host_key);
         fs::write(
@@ -175,10 +185,12 @@ impl Bastion {
         });
     }
 
-    /// sshd finds what PAM shall do in /etc/pam.d only, so it gets a mount namespace of its own. Whoever may not mount
-    /// makes one in a user namespace, and in that another in which it is itself again.
+    /// sshd looks for some things in one place only, so it gets a mount namespace of its own. Whoever may not mount makes
+    /// one in a user namespace, and in that another in which it is itself again.
     fn command(&self, program: &Path) -> Command {
-        let Some(pam) = &self.pam else { return self.account.command(program) };
+        if self.instead.is_empty() {
+            return self.account.command(program);
+        }
         let mut command = Command::new("unshare");
         let back = if geteuid().is_root() {
             format!("setpriv --reuid {0} --regid {1} --clear-groups", self.account.uid, self.account.gid)
@@ -186,8 +198,13 @@ impl Bastion {
             command.arg("--map-root-user");
             format!("unshare --user --map-user={} --map-group={}", self.account.uid, self.account.gid)
         };
-        let script = format!("mount --bind \"$0\" /etc/pam.d && exec {back} setpriv --pdeathsig KILL \"$@\"");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", &script]).arg(pam).arg(program);
+        let mounts: String = self
+            .instead
+            .iter()
+            .map(|(ours, place)| format!("mount --bind '{}' {place} && ", ours.display()))
+            .collect();
+        let script = format!("{mounts}exec {back} setpriv --pdeathsig KILL \"$@\"");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]).arg(program);
         command
     }
 

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{OnceLock, mpsc};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::CertificateParams;
 use tempfile::TempDir;
 
 use super::account::{account, find};
+use super::authority::{Authority, Issued};
 use super::{eventually, free_port};
 
 /// Logs in without a password.
@@ -22,7 +23,18 @@ pub const MD5: &str = "md5_user";
 pub const CLEAR: &str = "clear_user";
 /// Of all users that have one.
 pub const PASSWORD: &str = "correct horse battery staple";
+/// Is asked for the password in clear text too, and let in with TLS only. Redshift gives temporary users such names.
+pub const IAM: &str = "IAM:probe";
 pub const DATABASE: &str = "warehouse";
+/// A name that the server's certificate is for too, as databases in private networks have them.
+pub const INTERNAL: &str = "analytics.internal";
+/// Names that the server's certificate is for, besides `localhost`: a bastion that knows them leads to it.
+pub const CLOUD: [&str; 4] = [
+    "orders.c1abcdefghij.eu-west-1.rds.amazonaws.com",
+    "analytics.c1abcdefghij.us-east-1.redshift.amazonaws.com",
+    "nightly.123456789012.us-east-1.redshift-serverless.amazonaws.com",
+    "instance-0123abcd.database.cloud.databricks.com",
+];
 pub const MAX_CONNECTIONS: u32 = 600;
 
 pub struct Postgres {
@@ -37,6 +49,7 @@ local all all trust
 host all trusted 127.0.0.1/32 trust
 host all md5_user 127.0.0.1/32 md5
 host all clear_user 127.0.0.1/32 password
+hostssl all \"IAM:probe\" 127.0.0.1/32 password
 host all scram_user 127.0.0.1/32 scram-sha-256
 host all scram_user ::1/128 scram-sha-256
 host all trusted ::1/128 trust
@@ -58,7 +71,7 @@ impl Postgres {
             let (send, started) = mpsc::channel();
             // The server dies with the thread that started it, so this one lives as long as the process.
             std::thread::spawn(move || {
-                send.send(Self::start()).unwrap();
+                send.send(Self::start(|_| {})).unwrap();
                 loop {
                     std::thread::park();
                 }
@@ -67,7 +80,8 @@ impl Postgres {
         })
     }
 
-    fn start() -> Self {
+    /// Starts one of a test's own, which ends with it. Its certificate may be changed before it is issued.
+    pub fn start(change: impl FnOnce(&mut CertificateParams)) -> Self {
         let account = account();
         let dir = TempDir::with_prefix("postgres-").unwrap();
         account.give(dir.path());
@@ -83,7 +97,7 @@ impl Postgres {
             .unwrap();
         assert!(initialised.success());
         fs::write(data.join("pg_hba.conf"), HBA).unwrap();
-        postgres.write_certificates(&data);
+        postgres.write_certificate(&data, change);
         let mut settings = File::options().append(true).open(data.join("postgresql.conf")).unwrap();
         writeln!(
             settings,
@@ -111,6 +125,7 @@ impl Postgres {
             &format!(
                 "CREATE ROLE {TRUSTED} LOGIN; SET password_encryption = 'scram-sha-256'; \
                  CREATE ROLE {SCRAM} LOGIN PASSWORD '{PASSWORD}'; CREATE ROLE {CLEAR} LOGIN PASSWORD '{PASSWORD}'; \
+                 CREATE ROLE \"{IAM}\" LOGIN PASSWORD '{PASSWORD}'; \
                  SET password_encryption = 'md5'; CREATE ROLE {MD5} LOGIN PASSWORD '{PASSWORD}';"
             ),
         );
@@ -118,21 +133,13 @@ impl Postgres {
         postgres
     }
 
-    /// The server's certificate is for `localhost` only.
-    fn write_certificates(&self, data: &Path) {
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca = CertificateParams::new(Vec::new()).unwrap();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // OpenSSL takes a certificate for self-signed that has its issuer's name.
-        ca.distinguished_name.push(DnType::CommonName, "authority of the tests");
-        let ca_certificate = ca.self_signed(&ca_key).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let server = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = server.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
-        fs::write(self.ca(), ca_certificate.pem()).unwrap();
-        for (name, text, mode) in
-            [("server.crt", certificate.pem(), 0o644), ("server.key", key.serialize_pem(), 0o600)]
-        {
+    /// The server's certificate is for `localhost`, and for the names that services in the cloud give their databases.
+    fn write_certificate(&self, data: &Path, change: impl FnOnce(&mut CertificateParams)) {
+        let authority = Authority::new("authority of the tests");
+        authority.write(&self.ca());
+        let names: Vec<&str> = ["localhost"].into_iter().chain(CLOUD).chain([INTERNAL]).collect();
+        let Issued { certificate, key } = authority.issue_with(&names, change);
+        for (name, text, mode) in [("server.crt", certificate, 0o644), ("server.key", key, 0o600)] {
             let path = data.join(name);
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
@@ -186,6 +193,17 @@ impl Postgres {
     pub fn socket_section(&self, name: &str, bastion: &str) -> String {
         let port = format!("\"127.0.0.1\"\nport = {}", self.port);
         self.section(name, bastion).replace(&port, &format!("{:?}", self.socket().display().to_string()))
+    }
+
+    /// `[databases.NAME]` whose probe has tokens of its own making, as RDS wants them; this server takes none.
+    pub fn signed_section(&self, name: &str, bastion: &str) -> String {
+        format!(
+            "[databases.{name}]\nbastion = \"{bastion}\"\nhost = \"127.0.0.1\"\nport = {}\n\
+             listen = \"127.0.0.1:0\"\nkind = \"rds\"\nmethod = \"iam\"\nregion = \"eu-west-1\"\n\
+             user = \"{SCRAM}\"\naccess_key_id = \"AKIDEXAMPLE\"\nsecret_access_key = \"example\"\n\
+             tls = {{ mode = \"require\", allow_unverified = true }}\n",
+            self.port
+        )
     }
 
     /// `[databases.NAME]` without a probe.

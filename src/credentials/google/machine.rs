@@ -1,0 +1,48 @@
+//! Tokens of the service account that a machine or a pod at Google has, from the metadata server.
+//!
+//! Source: <https://cloud.google.com/compute/docs/access/authenticate-workloads#applications>.
+
+use std::env;
+use std::time::SystemTime;
+
+use super::SCOPE;
+use crate::credentials::oauth::{self, Granted, Service, Token};
+use crate::credentials::web;
+use crate::failure::{Cause, Failure};
+
+/// Overrides the server's host, as in Google's own libraries: `host` or `host:port`.
+const VARIABLE: &str = "GCE_METADATA_HOST";
+const HOST: &str = "metadata.google.internal";
+const PATH: &str = "/computeMetadata/v1/instance/service-accounts/default/token";
+
+/// `before` is where credentials were looked for in vain.
+pub(super) async fn token(before: &str) -> Result<Token, Failure> {
+    let named = env::var(VARIABLE).ok().filter(|host| !host.is_empty());
+    let host = named.as_deref().unwrap_or(HOST);
+    let query = String::from_utf8_lossy(&oauth::form(&[("scopes", SCOPE)])).into_owned();
+    let asked = SystemTime::now();
+    let answer = web::get(&format!("http://{host}{PATH}?{query}"), &[("metadata-flavor", "Google")]).await;
+    let answer = match answer {
+        Ok(answer) if answer.status == 404 => {
+            let text = format!("{before}, and the metadata server knows of no service account");
+            return Err(Failure::new(Cause::CredentialsMissing, text).with_hint(
+                "attach a service account to this machine, or name a file as `credentials_file`",
+            ));
+        }
+        // Nowhere but at Google does it exist.
+        Err(failure) if failure.cause == Cause::CredentialsUnreachable && named.is_none() => {
+            let text = format!("{before}, and there is no metadata server ({})", failure.detail());
+            return Err(Failure::new(Cause::CredentialsMissing, text)
+                .with_hint("name a file with Google's credentials as `credentials_file`"));
+        }
+        answer => answer?,
+    };
+    let service = Service {
+        name: "the metadata server",
+        signed: false,
+        secrets: &[],
+        hint: "give the machine's service account the access scope cloud-platform or alloydb.login"
+            .to_owned(),
+    };
+    Ok(service.read::<Granted>(&answer)?.token(asked))
+}
