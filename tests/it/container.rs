@@ -152,7 +152,7 @@ fn the_image_is_built_from_what_is_here_and_runs_as_nobody() {
         Command::new("cp").arg("-r").args(sources.map(|source| file(source))).arg(copy.path()).status();
     assert!(copied.unwrap().success());
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["metadata", "--locked", "--offline", "--format-version=1"]).current_dir(copy.path());
+    cargo.args(["tree", "--locked", "--offline", "--edges=normal,build"]).current_dir(copy.path());
     let output = cargo.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(included_from_elsewhere(&copy.path().join("src")), Vec::<String>::new());
