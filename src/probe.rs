@@ -34,7 +34,7 @@ use access::Access;
 /// How long the first probe waits for the tunnel.
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A login that was rejected is not tried more often: databases lock accounts, clouds slow down, and both log each try.
+/// A login that was rejected is not tried more often: databases lock accounts, and log each try.
 const REJECTED_PACE: Duration = Duration::from_secs(60);
 
 /// What a probe is made with.
@@ -71,6 +71,8 @@ struct Probe<D: Dial> {
     passed_by: BTreeMap<Name, Cause>,
     /// The failure that was logged last, since the database answered.
     reported: Option<Cause>,
+    /// How often in a row the login was rejected.
+    rejections: u32,
     state: watch::Sender<ProbeState>,
 }
 
@@ -103,9 +105,10 @@ impl<D: Dial> Unit<D> {
     pub async fn run(&self) {
         let mut changes = self.parts.route.clone();
         let stop = &self.parts.stop;
+        let mut access: Option<Access> = None;
         while !stop.is_cancelled() {
             let route = Arc::clone(&changes.borrow_and_update());
-            let mut probe = self.begin(&route);
+            let mut probe = self.begin(&route, access.take());
             tokio::select! {
                 () = probe.go_on() => {}
                 () = another(&mut changes, &route) => {}
@@ -114,28 +117,36 @@ impl<D: Dial> Unit<D> {
             if let Some(kept) = probe.kept.take() {
                 kept.session.close().await;
             }
+            access = probe.access;
         }
     }
 
-    /// A probe that knows nothing of what was found out with another configuration.
-    fn begin(&self, route: &Route<D>) -> Probe<D> {
+    /// A probe that knows nothing of what was found out with another configuration; what it logs in with stays where that
+    /// is the same.
+    fn begin(&self, route: &Route<D>, access: Option<Access>) -> Probe<D> {
         let Route { plan, ways } = route;
+        let access = access.filter(|access| access.is_for(plan));
+        let is_new = access.is_none();
         let health = if plan.probe.level == ProbeLevel::Off { Health::NotProbed } else { Health::Unknown };
         self.state.send_modify(|state| {
             set_health(state, health);
-            // They may have been another database's.
-            (state.certificate_expires, state.credential_expires) = (None, None);
+            // It may have been another database's.
+            state.certificate_expires = None;
+            if is_new {
+                state.credential_expires = None;
+            }
         });
         Probe {
             plan: Arc::clone(plan),
             ways: ways.clone(),
             metrics: Arc::clone(&self.parts.metrics),
-            access: Access::new(plan, &self.parts.metrics),
+            access: access.or_else(|| Access::new(plan, &self.parts.metrics)),
             kept: None,
             moved: self.parts.metrics.passed_in_total(),
             verdict: Verdict::new(plan.probe.failures),
             passed_by: BTreeMap::new(),
             reported: None,
+            rejections: 0,
             state: self.state.clone(),
         }
     }
@@ -153,12 +164,7 @@ async fn another<D: Dial>(changes: &mut watch::Receiver<Arc<Route<D>>>, route: &
 fn is_rejection(failure: &Failure) -> bool {
     matches!(
         failure.cause,
-        Cause::DbLoginRejected
-            | Cause::DbLoginNoHbaEntry
-            | Cause::DbLoginUnsupportedMethod
-            | Cause::CredentialsDenied
-            | Cause::CredentialsExpired
-            | Cause::CredentialsClockSkew
+        Cause::DbLoginRejected | Cause::DbLoginNoHbaEntry | Cause::DbLoginUnsupportedMethod
     )
 }
 
@@ -173,8 +179,9 @@ impl<D: Dial> Probe<D> {
             let started = Instant::now();
             let found = self.probe().await;
             let rejected = matches!(&found, Found::Failed(_, failure) if is_rejection(failure));
+            self.rejections = if rejected { self.rejections.saturating_add(1) } else { 0 };
             self.conclude(found);
-            let slow = rejected && self.state.borrow().health == Health::Down;
+            let slow = self.rejections > 1;
             let pace = self.plan.probe.interval.max(if slow { REJECTED_PACE } else { Duration::ZERO });
             // A little jitter, so that many databases are not probed in step.
             sleep_until(started + pace.mul_f64(0.95 + 0.1 * rand::random::<f64>())).await;
@@ -196,7 +203,7 @@ impl<D: Dial> Probe<D> {
         let login = match &mut self.access {
             Some(access) => match access.login(&self.state).await {
                 Ok(login) => Some(login),
-                Err(failure) => return Found::Failed(None, failure),
+                Err(failure) => return self.probe_without_login(failure).await,
             },
             None => None,
         };
@@ -207,6 +214,15 @@ impl<D: Dial> Probe<D> {
             access.was_refused();
         }
         found
+    }
+
+    /// Goes as far as it can: what is wrong before the login is worse than that there is none.
+    async fn probe_without_login(&mut self, failure: Failure) -> Found {
+        match self.probe_ways(None).await {
+            Found::Answered(bastion, _) => Found::Failed(Some(bastion), failure),
+            Found::Skipped => Found::Failed(None, failure),
+            found => found,
+        }
     }
 
     /// Goes the way that a client would go: through the best bastion, and through the next where that one does not
@@ -364,10 +380,13 @@ impl<D: Dial> Probe<D> {
             Found::Failed(bastion, failure) => {
                 self.metrics.probe_failed(failure.cause);
                 // A link that is half open shows itself here first.
-                if let Some(bastion) = bastion.as_ref().filter(|_| failure.cause.phase() != Phase::Channel) {
+                let phase = failure.cause.phase();
+                let says_nothing = matches!(phase, Phase::Channel | Phase::Credentials);
+                if let Some(bastion) = bastion.as_ref().filter(|_| !says_nothing) {
                     self.ways.doubt(bastion);
                 }
-                (Outcome::Failed, bastion, Some(failure), None)
+                let outcome = if phase == Phase::Credentials { Outcome::Unable } else { Outcome::Failed };
+                (outcome, bastion, Some(failure), None)
             }
             Found::Skipped => {
                 self.metrics.probe_skipped();
@@ -420,7 +439,7 @@ impl<D: Dial> Probe<D> {
                 error!(%database, bastion, phase, reason, detail, hint, "database down");
             }
             // A single failure of a database that is up is no news yet.
-            Health::Unknown if news => {
+            Health::Unknown if news || before != health => {
                 warn!(%database, bastion, phase, reason, detail, hint, "probe failed");
             }
             _ => debug!(%database, bastion, phase, reason, detail, hint, "probe failed"),

@@ -288,7 +288,7 @@ pub struct ForwardState {
 /// What is known of a database's health.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
-    /// No probe has finished yet.
+    /// No probe has finished yet, or none could log in.
     #[default]
     Unknown,
     /// The last probes were answered.

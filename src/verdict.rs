@@ -9,6 +9,8 @@ pub enum Outcome {
     Answered,
     /// It did not.
     Failed,
+    /// It was not asked, since there was nothing to log in with: as far as the probe came all was well.
+    Unable,
     /// The probe was not made, since no session could take it: neither good nor bad news.
     Skipped,
 }
@@ -36,20 +38,23 @@ impl Verdict {
                 self.failures = 0;
                 self.health = Health::Up;
             }
-            Outcome::Failed => {
-                self.failures = self.failures.saturating_add(1);
-                if self.failures >= self.failures_to_be_down {
-                    self.health = Health::Down;
-                }
-            }
+            Outcome::Failed => self.doubt(Health::Down),
+            Outcome::Unable => self.doubt(Health::Unknown),
         }
         self.health
+    }
+
+    fn doubt(&mut self, health: Health) {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures >= self.failures_to_be_down {
+            self.health = health;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use Outcome::{Answered, Failed, Skipped};
+    use Outcome::{Answered, Failed, Skipped, Unable};
 
     use super::*;
 
@@ -66,6 +71,11 @@ mod tests {
             (&[Failed, Answered, Failed], Health::Up),
             (&[Failed, Failed, Skipped], Health::Down),
             (&[Failed, Failed, Answered], Health::Up),
+            (&[Unable, Unable], Health::Unknown),
+            (&[Answered, Unable], Health::Up),
+            (&[Answered, Unable, Unable], Health::Unknown),
+            (&[Failed, Failed, Unable], Health::Unknown),
+            (&[Answered, Unable, Failed], Health::Down),
         ] {
             let mut verdict = Verdict::new(2);
             for outcome in outcomes {

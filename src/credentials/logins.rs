@@ -1,14 +1,16 @@
 //! A database's logins, one after the other, as the configuration says. For whoever logs in to it.
 //!
 //! A temporary login is used again until its last fifth, at least the last minute of it, has begun; where no new one
-//! can be had then, until its end. One that the database has refused is not used again.
+//! can be had then, until its end. One that the database has refused is not used again. A cloud that gives none is
+//! left alone for a while.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use super::databricks::Lakebase;
 use super::{Minted, mint};
+use crate::backoff::Bounds;
 use crate::clock::now;
-use crate::failure::Failure;
+use crate::failure::{Cause, Failure};
 use crate::ids::Target;
 use crate::secret::Login;
 use crate::settings::plan::LoginPlan;
@@ -17,18 +19,30 @@ use crate::state::Moment;
 /// A login is renewed no later than this before its end: it still has to be shown.
 const MARGIN: Duration = Duration::from_secs(60);
 
+/// How long a cloud is left alone that has given no login; twice as long each time.
+const PAUSE: Bounds = Bounds { min: Duration::from_secs(60), max: Duration::from_secs(300) };
+
 /// The logins of one database. Whoever asks has it for himself, so that one is asked for at a time.
 pub struct Logins {
     plan: LoginPlan,
     target: Target,
     lakebase: Lakebase,
     kept: Option<Kept>,
+    pause: Option<Pause>,
 }
 
 struct Kept {
     login: Login,
     renew_at: Instant,
-    expires: Instant,
+    expires: Moment,
+}
+
+/// The cloud is not asked until then.
+struct Pause {
+    until: Instant,
+    /// How often in a row it gave none.
+    failures: u32,
+    failure: Failure,
 }
 
 /// What has come of asking for a login.
@@ -44,21 +58,34 @@ impl Logins {
     /// `target` is where the database really is, which some logins are signed for.
     #[must_use]
     pub fn new(plan: LoginPlan, target: Target) -> Self {
-        Self { plan, target, lakebase: Lakebase::default(), kept: None }
+        Self { plan, target, lakebase: Lakebase::default(), kept: None, pause: None }
+    }
+
+    /// Whether they are what a configuration asks for.
+    #[must_use]
+    pub fn are_for(&self, plan: &LoginPlan, target: &Target) -> bool {
+        (&self.plan, &self.target) == (plan, target)
     }
 
     /// A login that the database should take. The future may be dropped at any time.
     pub async fn get(&mut self) -> Asked {
         let asked = now();
-        if let Some(kept) = self.kept.as_ref().filter(|kept| asked.instant < kept.renew_at) {
+        if let Some(kept) = self.good().filter(|kept| asked.instant < kept.renew_at) {
             return Asked { login: Ok(kept.login.clone()), mint: None };
+        }
+        if let Some(pause) = self.pause.as_ref().filter(|pause| asked.instant < pause.until) {
+            let failure = pause.failure.clone();
+            return Asked { login: self.last_good().ok_or(failure), mint: None };
         }
         let minted = mint(&self.plan, &self.target, &self.lakebase).await;
         let mint = minted.as_ref().map(|minted| minted.expires).map_err(Clone::clone);
         let mint = self.plan.credentials.are_temporary().then_some(mint);
         let login = match minted {
             Ok(minted) => Ok(self.keep(minted, asked)),
-            Err(failure) => self.last_good().ok_or(failure),
+            Err(failure) => {
+                self.pause(&failure);
+                self.last_good().ok_or(failure)
+            }
         };
         Asked { login, mint }
     }
@@ -71,18 +98,35 @@ impl Logins {
     /// Its life is measured by a clock that nobody sets.
     fn keep(&mut self, minted: Minted, asked: Moment) -> Login {
         let Minted { login, expires } = minted;
+        self.pause = None;
         self.kept = expires.and_then(|expires| {
             let life = expires.duration_since(asked.wall).unwrap_or_default();
             let use_for = life.saturating_sub(MARGIN.max(life / 5));
             let renew_at = asked.instant.checked_add(use_for)?;
-            Some(Kept { login: login.clone(), renew_at, expires: asked.instant.checked_add(life)? })
+            let expires = Moment { instant: asked.instant.checked_add(life)?, wall: expires };
+            Some(Kept { login: login.clone(), renew_at, expires })
         });
         login
     }
 
+    /// What is read on this machine may be asked for at any time.
+    fn pause(&mut self, failure: &Failure) {
+        if failure.cause == Cause::CredentialsMissing {
+            return;
+        }
+        let failures = self.pause.as_ref().map_or(0, |pause| pause.failures) + 1;
+        let until = now().instant + PAUSE.ceiling(failures);
+        self.pause = Some(Pause { until, failures, failure: failure.clone() });
+    }
+
     fn last_good(&self) -> Option<Login> {
-        let kept = self.kept.as_ref().filter(|kept| now().instant < kept.expires)?;
-        Some(kept.login.clone())
+        self.good().map(|kept| kept.login.clone())
+    }
+
+    /// By both clocks: the one that nobody sets stands still while the machine sleeps.
+    fn good(&self) -> Option<&Kept> {
+        let at = now();
+        self.kept.as_ref().filter(|kept| at.instant < kept.expires.instant && at.wall < kept.expires.wall)
     }
 }
 
@@ -95,7 +139,6 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::failure::Cause;
     use crate::ids::HostPort;
     use crate::secret::{Secret, SecretSource};
     use crate::settings::plan::{AwsKeysPlan, CredentialsPlan};
@@ -166,6 +209,29 @@ mod tests {
         let second = logins.get().await;
         assert!(second.mint.is_some());
         assert_ne!(password(second), first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cloud_that_gives_none_is_left_alone_for_a_while() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let secret = |text: &str| SecretSource::Plain(Secret::new(text.to_owned()));
+        let credentials = CredentialsPlan::RedshiftServerlessIam {
+            workgroup: "nightly".to_owned(),
+            region: "eu-west-1".to_owned(),
+            keys: AwsKeysPlan::Keys { id: secret("id"), secret: secret("secret"), session_token: None },
+            endpoint_url: Some(format!("http://127.0.0.1:{port}")),
+        };
+        let target = Target::Tcp(HostPort::new("db", 5439));
+        let mut logins = Logins::new(LoginPlan { database: None, credentials }, target);
+        for pause in [1, 2, 4, 5, 5].map(|minutes| minutes * MINUTE) {
+            let asked = logins.get().await;
+            assert_eq!(asked.mint.unwrap().unwrap_err().cause, Cause::CredentialsUnreachable);
+            advance(pause - Duration::from_secs(1)).await;
+            let told = logins.get().await;
+            assert!(told.mint.is_none(), "it is asked within {pause:?}");
+            assert_eq!(told.login.unwrap_err().cause, Cause::CredentialsUnreachable);
+            advance(Duration::from_secs(2)).await;
+        }
     }
 
     #[tokio::test]

@@ -35,6 +35,12 @@ impl Access {
         })
     }
 
+    /// Whether it is the way in that this configuration describes.
+    pub(super) fn is_for(&self, plan: &DatabasePlan) -> bool {
+        let login = plan.probe.login.as_ref().filter(|_| plan.probe.level >= ProbeLevel::Login);
+        login.is_some_and(|login| self.logins.are_for(login, &plan.target))
+    }
+
     /// # Errors
     /// `credentials` failures.
     pub(super) async fn login(&mut self, state: &watch::Sender<ProbeState>) -> Result<Login, Failure> {

@@ -245,16 +245,29 @@ async fn only_active_clients_wake_the_database() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missing_secret_is_named() {
+async fn a_missing_secret_is_named_and_says_nothing_of_the_database() {
     let mut case = case(true, |probe| {
         let source = SecretSource::Env("TUNNELKEEPER_TEST_UNSET".to_owned());
         probe.login = Some(login(Some(source)));
     });
-    let state = case.health(Health::Down).await;
+    let _far = [case.dial.answer(), case.dial.answer(), case.dial.answer()];
+    let failed = |state: &ProbeState| state.last_failure.as_ref().is_some_and(|it| it.last != it.since);
+    let state = case.state.wait_for(failed).await.unwrap().clone();
     let failure = state.last_failure.unwrap().failure;
-    assert_eq!(failure.cause, Cause::CredentialsMissing);
+    assert_eq!((failure.cause, state.health), (Cause::CredentialsMissing, Health::Unknown));
     assert!(failure.detail().contains("TUNNELKEEPER_TEST_UNSET is not set"), "{failure}");
-    assert_eq!(case.dial.seats_taken(), 0, "a link was opened though nobody could log in");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_before_the_login_is_told_even_where_there_is_none() {
+    let mut case = case(true, |probe| {
+        probe.login = Some(login(Some(SecretSource::Env("TUNNELKEEPER_TEST_UNSET".to_owned()))));
+    });
+    for _ in 0..2 {
+        case.dial.refuse(Failure::new(Cause::ChannelConnectFailed, "refused"));
+    }
+    let state = case.health(Health::Down).await;
+    assert_eq!(state.last_failure.unwrap().failure.cause, Cause::ChannelConnectFailed);
 }
 
 #[tokio::test(start_paused = true)]

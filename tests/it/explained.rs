@@ -335,12 +335,6 @@ fn a_probe_with_a_wrong_password_or_database() {
         ),
         ("user = \"stranger\"\npassword = \"x\"".to_owned(), "db_login", "no_hba_entry", "pg_hba.conf"),
         (
-            format!("user = \"{SCRAM}\"\ndatabase = \"warehouse\""),
-            "credentials",
-            "missing",
-            "wants a password",
-        ),
-        (
             format!("user = \"{CLEAR}\"\npassword = \"{PASSWORD}\"\ndatabase = \"warehouse\""),
             "db_login",
             "unsupported_method",
@@ -356,7 +350,7 @@ fn a_probe_with_a_wrong_password_or_database() {
             "localhost",
         ),
         (
-            format!("user = \"{TRUSTED}\"\ndatabase = \"warehouse\"\ntls = {{ mode = \"verify-ca\" }}"),
+            format!("user = \"{TRUSTED}\"\ndatabase = \"warehouse\"\ntls = {{ mode = \"verify-full\" }}"),
             "db_tls",
             "unknown_issuer",
             "which this machine does not know",
@@ -364,6 +358,35 @@ fn a_probe_with_a_wrong_password_or_database() {
     ] {
         let daemon = Daemon::start(&format!("{prod}{}", probed(&login)));
         probe_says(&daemon, phase, reason, detail);
+    }
+}
+
+/// That the probe has none says nothing of the database, and of the jobs that bring their own.
+#[test]
+fn a_probe_without_a_password() {
+    let bastion = Bastion::start();
+    let prod = bastion.section("prod", bastion.port);
+    for (login, detail) in [
+        ("", "wants a password"),
+        ("password = { file = \"/nonexistent/password\" }", "/nonexistent/password cannot be read"),
+    ] {
+        let login = format!("user = \"{SCRAM}\"\ndatabase = \"warehouse\"\n{login}");
+        let daemon = Daemon::start(&format!("{prod}{}", probed(&login)));
+        let event = daemon.wait_event("probe failed");
+        assert_eq!(
+            (&event["phase"], &event["reason"]),
+            (&"credentials".into(), &"missing".into()),
+            "{event}"
+        );
+        assert!(event["detail"].as_str().unwrap().contains(detail), "{detail:?} is not in {event}");
+        let failed = "probes_total{database=\"analytics\",phase=\"credentials\",reason=\"missing\"}";
+        eventually("it has failed more often than a database that is down", || {
+            (daemon.metric(failed) > 3.0).then_some(())
+        });
+        assert_eq!(daemon.database("analytics")["probe"]["verdict"], "unknown");
+        assert!(!daemon.metrics().contains_key("probe_up{database=\"analytics\"}"));
+        assert_eq!(daemon.get("/readyz/analytics").0, 200);
+        assert!(daemon.get("/").1.contains("credentials missing: "));
     }
 }
 
