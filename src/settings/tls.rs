@@ -73,6 +73,11 @@ fn refuse_what_proves_nothing(
 ) {
     let key = if tls.has("mode") { "mode" } else { "ca" };
     if plan.mode.verifies() {
+        if !plan.proves_identity() && !plan.allow_unverified {
+            let text = "verifies only who issued the certificate, and without tls.ca any public authority would do: name \
+                        tls.ca or write \"verify-full\"";
+            report.problem(tls, key, text);
+        }
         return;
     }
     if plan.ca.is_some() {

@@ -356,7 +356,9 @@ fn a_probe_with_a_wrong_password_or_database() {
             "localhost",
         ),
         (
-            format!("user = \"{TRUSTED}\"\ndatabase = \"warehouse\"\ntls = {{ mode = \"verify-ca\" }}"),
+            format!(
+                "user = \"{TRUSTED}\"\ndatabase = \"warehouse\"\ntls = {{ mode = \"verify-ca\", allow_unverified = true }}"
+            ),
             "db_tls",
             "unknown_issuer",
             "which this machine does not know",

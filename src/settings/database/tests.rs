@@ -303,13 +303,33 @@ fn a_token_goes_only_to_whoever_proves_who_it_is() {
         (RDS, &format!("tls = {{ {allowed} }}")),
         (RDS, &format!("tls = {{ mode = \"prefer\", {allowed} }}")),
         (REDSHIFT, ""),
-        (REDSHIFT, "tls.mode = \"verify-ca\""),
+        (REDSHIFT, "tls = { mode = \"verify-ca\", ca = \"x\" }"),
+        (REDSHIFT, &format!("tls = {{ mode = \"verify-ca\", {allowed} }}")),
         ("10.0.0.1", "kind = \"alloydb\"\ntls = { mode = \"verify-full\", ca = \"x\" }"),
     ] {
         load(host, &format!("{iam}\n{more}"));
     }
     // A password that is not sent as it is needs no proof; one that is, the login itself refuses.
     load(RDS, "user = \"me\"\npassword = { env = \"P\" }");
+}
+
+#[test]
+fn an_issuer_that_could_be_anybody_proves_nothing() {
+    let expected = "tunnelkeeper.toml: databases.d.tls.mode: verifies only who issued the certificate, and without tls.ca \
+                    any public authority would do: name tls.ca or write \"verify-full\"";
+    for (host, login) in [
+        ("db.internal", ""),
+        ("db.internal", "user = \"me\"\npassword = { env = \"P\" }"),
+        (REDSHIFT, "user = \"me\"\nmethod = \"iam\""),
+        ("10.0.0.1", "kind = \"alloydb\"\nuser = \"me\"\nmethod = \"iam\""),
+    ] {
+        assert_eq!(
+            case(host, &format!("{login}\ntls.mode = \"verify-ca\"")).problems(),
+            [expected],
+            "{host} {login}"
+        );
+        load(host, &format!("{login}\ntls = {{ mode = \"verify-ca\", ca = \"x\" }}"));
+    }
 }
 
 #[test]
