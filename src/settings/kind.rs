@@ -69,9 +69,9 @@ fn is_lakebase(host: &str) -> bool {
     is_database && DATABRICKS.iter().any(|domain| host.ends_with(domain))
 }
 
-/// Whether a name of Lakebase is that of an autoscaling database, whatever domain stands after it.
+/// Whether a name of Lakebase, in small letters, is that of an autoscaling database, whatever domain stands after it.
 pub(super) fn is_autoscaling(host: &str) -> bool {
-    host.to_ascii_lowercase().starts_with("ep-")
+    host.starts_with("ep-")
 }
 
 /// Whether it is a proxy of Amazon RDS, whose certificates every machine can verify (Amazon RDS, "Using TLS/SSL with RDS
