@@ -122,7 +122,7 @@ vocabulary! {
     }
     DbTls "db_tls" {
         DbTlsRefused "refused" "the database has TLS switched off: switch it on, or set tls.mode to \"prefer\" or \"disable\""
-        DbTlsNameMismatch "name_mismatch" "write the name that stands in the certificate as `host`, or use tls.mode \"verify-ca\""
+        DbTlsNameMismatch "name_mismatch" "write the name that stands in the certificate as `host`, or use tls.mode \"verify-ca\" with tls.ca"
         DbTlsUnknownIssuer "unknown_issuer" "name the file with the issuer's certificate as tls.ca"
         DbTlsExpired "expired" "renew the database's certificate, and check this machine's clock"
         DbTlsTimeout "timeout" "the database does not answer the TLS request: check its load, and whether `port` is PostgreSQL's"

@@ -96,7 +96,7 @@ impl Session {
             config.ssl_mode(SslMode::Disable);
         }
         let clear_text = match wire {
-            Wire::Tls(_) if tls.mode.verifies() || tls.allow_unverified => ClearText::Allowed,
+            Wire::Tls(_) if tls.proves_identity() || tls.allow_unverified => ClearText::Allowed,
             Wire::Tls(_) => ClearText::Unverified,
             Wire::Plain(_) => ClearText::Unencrypted,
         };

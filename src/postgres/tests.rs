@@ -381,3 +381,26 @@ async fn a_token_that_is_rejected_is_told_from_a_password() {
         }
     }
 }
+
+/// It asks for the password as it is, and takes any.
+const ASKS_AND_TAKES: &[u8] = b"R\0\0\0\x08\0\0\0\x03R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
+
+#[tokio::test]
+async fn an_issuer_that_could_be_anybody_gets_no_password() {
+    let roots = || Some("roots.pem".into());
+    for (mode, ca, allow_unverified, expected) in [
+        (TlsMode::Require, None, false, Some(Cause::DbLoginUnsupportedMethod)),
+        (TlsMode::VerifyCa, None, false, Some(Cause::DbLoginUnsupportedMethod)),
+        (TlsMode::VerifyCa, None, true, None),
+        (TlsMode::VerifyCa, roots(), false, None),
+        (TlsMode::VerifyFull, None, false, None),
+    ] {
+        let (near, _) = encrypted(&["db"], good(2000, 2099), ASKS_AND_TAKES);
+        let database = Target::Tcp(HostPort::new("db", 5432));
+        let wire = negotiate(near, &database, &plan(TlsMode::Require), LIMIT).await.unwrap().wire;
+        let login = Login { user: "me".to_owned(), password: Some(Secret::new("hunter2".to_owned())) };
+        let tls = TlsPlan { mode, ca, allow_unverified };
+        let failure = Session::login(wire, &login, &by_password(), &tls, LIMIT).await.err();
+        assert_eq!(failure.map(|failure| failure.cause), expected, "{tls:?}");
+    }
+}

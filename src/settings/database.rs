@@ -11,6 +11,9 @@ use super::values::{BastionName, HostOrSocket, Port, Whole};
 use super::{listen, login, probe, tls};
 use crate::ids::{HostPort, Name, POSTGRES_SOCKET, Target};
 
+/// Where AlloyDB's instances take Google's connectors (AlloyDB, "About the AlloyDB Auth Proxy").
+const CONNECTORS_PORT: u16 = 5433;
+
 pub(super) fn read(
     name: Name,
     mut section: Section,
@@ -23,7 +26,8 @@ pub(super) fn read(
     let kind = read_kind(&mut section, inferred.as_ref(), report);
     let target = read_target(host.as_ref(), kind, &mut section, report);
     let forward = read_forward(&mut section, report);
-    let login = login::read(kind, inferred.as_ref(), &mut section, report);
+    let name_of_host = host.as_ref().map_or_else(String::new, |HostOrSocket(host)| host.to_ascii_lowercase());
+    let login = login::read(kind, inferred.as_ref(), &name_of_host, &mut section, report);
     let tls = tls::read(kind, login.method, target.as_ref(), &mut section, report);
     let probe = probe::read(rest(kind, inferred.as_ref()), login, tls, &mut section, report);
     section.finish(report);
@@ -86,6 +90,10 @@ fn read_target(
     let Some(HostOrSocket(path)) = host.filter(|host| host.is_socket()) else {
         let default = kind.unwrap_or(Kind::Postgres).default_port();
         let port: Port = section.get_or("port", Whole(default.into()), report);
+        if kind == Some(Kind::Alloydb) && port.port() == CONNECTORS_PORT {
+            let text = "is the port of Google's own connectors, which speak another protocol: AlloyDB answers clients on 5432";
+            report.note(section, "port", text);
+        }
         return host.map(|HostOrSocket(name)| Target::Tcp(HostPort::new(name, port.port())));
     };
     let name = path.rsplit('/').next().unwrap_or_default();

@@ -69,6 +69,18 @@ fn is_lakebase(host: &str) -> bool {
     is_database && DATABRICKS.iter().any(|domain| host.ends_with(domain))
 }
 
+/// Whether a name of Lakebase, in small letters, is that of an autoscaling database, whatever domain stands after it.
+pub(super) fn is_autoscaling(host: &str) -> bool {
+    host.starts_with("ep-")
+}
+
+/// Whether it is a proxy of Amazon RDS, whose certificates every machine can verify (Amazon RDS, "Using TLS/SSL with RDS
+/// Proxy": they come from AWS Certificate Manager).
+pub(super) fn is_rds_proxy(host: &str) -> bool {
+    let is_proxy = |host: &str| host.split('.').skip(1).any(|label| label.starts_with("proxy-"));
+    infer(host).kind == Kind::Rds && is_proxy(&host.to_ascii_lowercase())
+}
+
 /// The labels before the domain end in `REGION.SERVICE`, in China also in `SERVICE.REGION`.
 fn infer_amazon(labels: &[&str]) -> Inferred {
     let service = |label: &&str| service_of(label).is_some();

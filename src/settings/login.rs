@@ -1,12 +1,13 @@
 //! Reads the login keys of `[databases.NAME]`: who the probe logs in as, and where the password or token comes from.
 //!
 //! A key that the chosen way to log in does not know is refused, since whoever wrote it expects something of it. Only a
-//! `user` and a `password` that are beside the point are passed over with a note: profiles of other tools have them.
+//! `user`, a `password` and a `cluster_id` that are beside the point are passed over with a note: profiles of other tools
+//! have them.
 
 use std::path::PathBuf;
 
 use super::Effective;
-use super::kind::{Inferred, is_region};
+use super::kind::{Inferred, is_autoscaling, is_region};
 use super::plan::{AwsKeysPlan, CredentialsPlan, Kind, LakebaseResource, LoginPlan};
 use super::reader::{Given, Report, Section};
 use super::url::ServiceUrl;
@@ -104,10 +105,11 @@ pub(super) struct Read {
 pub(super) fn read(
     kind: Option<Kind>,
     inferred: Option<&Inferred>,
+    host: &str,
     section: &mut Section,
     report: &mut Report,
 ) -> Read {
-    let database: Option<String> = section.get("database", report);
+    let database = section.get("database", report).map(|StartupValue(database)| database);
     let method = if section.has("method") {
         section.get("method", report)
     } else {
@@ -116,7 +118,7 @@ pub(super) fn read(
     let keys = Keys::read(section, report);
     let fits = |method: &Method| kind.is_none_or(|kind| refuse_strangers(kind, *method, section, report));
     let Some(method) = method.filter(fits) else { return Read { login: None, method: None } };
-    let mut reader = Reader { method, inferred, keys, section, report };
+    let mut reader = Reader { method, inferred, host, keys, section, report };
     let credentials = match kind {
         _ if method == Method::Database => reader.password(),
         Some(Kind::Rds) => reader.rds(),
@@ -150,7 +152,10 @@ fn refuse_strangers(kind: Kind, method: Method, section: &Section, report: &mut 
     }
     let mut refused: Vec<&str> = Vec::new();
     for key in WAYS.iter().flat_map(|(_, _, keys)| keys.iter()) {
-        if !section.has(key) || own.is_some_and(|own| own.contains(key)) || refused.contains(key) {
+        let is_passed_over =
+            *key == "cluster_id" && (kind, method) == (Kind::RedshiftServerless, Method::Iam);
+        let is_own = is_passed_over || own.is_some_and(|own| own.contains(key));
+        if !section.has(key) || is_own || refused.contains(key) {
             continue;
         }
         refused.push(key);
@@ -176,7 +181,7 @@ fn of_no_use(key: &str, kind: Kind, method: Method) -> String {
 impl Keys {
     fn read(section: &mut Section, report: &mut Report) -> Self {
         Self {
-            user: section.get("user", report),
+            user: section.get("user", report).map(|StartupValue(user)| user),
             password: section.get("password", report),
             cluster_id: section.get("cluster_id", report),
             workgroup: section.get("workgroup", report),
@@ -200,6 +205,8 @@ impl Keys {
 struct Reader<'a> {
     method: Method,
     inferred: Option<&'a Inferred>,
+    /// In small letters.
+    host: &'a str,
     keys: Keys,
     section: &'a Section,
     report: &'a mut Report,
@@ -222,9 +229,16 @@ impl Reader<'_> {
         if self.inferred.is_some_and(|inferred| inferred.kind != Kind::Rds) {
             let text = "is none of RDS's own names, and a token is good only for the name that it was made for: write \
                         the endpoint's own name, if this is an alias";
-            self.report.note(self.section, "host", text);
+            self.note("host", text);
         }
         let (user, region, keys) = (self.user(), self.region(), self.aws_keys());
+        let other = |own: &&String| region.as_ref().is_some_and(|region| region != *own);
+        if let Some(own) = self.inferred.and_then(|inferred| inferred.region.as_ref()).filter(other) {
+            let text = format!(
+                "`host` is in \"{own}\", where a token for another region is not taken: leave it out"
+            );
+            self.note("region", text);
+        }
         Some(CredentialsPlan::RdsIam { user: user?, region: region?, keys: keys? })
     }
 
@@ -233,6 +247,9 @@ impl Reader<'_> {
         let written = self.keys.cluster_id.take();
         let cluster_id = self.or_inferred("cluster_id", written, Kind::Redshift);
         let (user, region, keys) = (self.user(), self.region(), self.aws_keys());
+        if user.as_ref().is_some_and(|user| user.starts_with("IAM:")) {
+            self.note("user", "begins with IAM:, which AWS puts before it by itself: write it without");
+        }
         let endpoint_url = self.endpoint_url();
         Some(CredentialsPlan::RedshiftIam {
             user: user?,
@@ -245,6 +262,7 @@ impl Reader<'_> {
 
     fn redshift_serverless(&mut self) -> Option<CredentialsPlan> {
         self.pass_over(&["user", "password"], "Redshift Serverless makes them from the identity that asks");
+        self.pass_over(&["cluster_id"], "a work group is no cluster, and is found by `host` or `workgroup`");
         let written = self.keys.workgroup.take();
         let workgroup = self.or_inferred("workgroup", written, Kind::RedshiftServerless);
         let (region, keys) = (self.region(), self.aws_keys());
@@ -259,12 +277,21 @@ impl Reader<'_> {
 
     fn alloydb(&mut self) -> Option<CredentialsPlan> {
         self.pass_over(&["password"], "the token is the password");
-        let credentials_file = self.keys.credentials_file.take();
-        Some(CredentialsPlan::AlloydbIam { user: self.user()?, credentials_file })
+        let (user, credentials_file) = (self.user(), self.keys.credentials_file.take());
+        if user.as_ref().is_some_and(|user| user.ends_with(".gserviceaccount.com")) {
+            self.note("user", "is named without .gserviceaccount.com in AlloyDB: write it without");
+        }
+        Some(CredentialsPlan::AlloydbIam { user: user?, credentials_file })
     }
 
     fn lakebase(&mut self) -> Option<CredentialsPlan> {
         self.pass_over(&["password"], "the token is the password");
+        if self.host.split('.').next().is_some_and(|label| label.ends_with("-pooler")) {
+            self.note(
+                "host",
+                "is Lakebase's pooler, which takes passwords only: write the name without -pooler",
+            );
+        }
         let workspace = self.keys.workspace.take().map(|ServiceUrl(url)| url);
         let workspace = self.required("workspace", workspace);
         let (client_id, client_secret) = (self.keys.client_id.take(), self.keys.client_secret.take());
@@ -292,6 +319,11 @@ impl Reader<'_> {
         let endpoint = self.keys.endpoint.take().map(|EndpointPath(path)| LakebaseResource::Endpoint(path));
         if self.section.has("endpoint") {
             return endpoint;
+        }
+        if self.section.has("instance") && is_autoscaling(self.host) {
+            let text = "is of a provisioned database, and `host` is the name of an autoscaling one: write its `endpoint`";
+            self.problem("instance", text);
+            return None;
         }
         let instance = self.keys.instance.take().map(LakebaseResource::Instance);
         if !self.section.has("instance") {
@@ -380,13 +412,32 @@ impl Reader<'_> {
 
     fn pass_over(&mut self, keys: &[&str], why: &str) {
         for key in keys.iter().filter(|key| self.section.has(key)) {
-            let text = format!("is not used with method = \"{}\": {why}", self.method.as_str());
-            self.report.note(self.section, key, text);
+            self.note(key, format!("is not used with method = \"{}\": {why}", self.method.as_str()));
         }
+    }
+
+    fn note(&mut self, key: &str, text: impl Into<String>) {
+        self.report.note(self.section, key, text);
     }
 
     fn problem(&mut self, key: &str, text: impl Into<String>) {
         self.report.problem(self.section, key, text);
+    }
+}
+
+/// A value of PostgreSQL's start-up message, in which a zero byte ends it (PostgreSQL 17, "Message Formats").
+struct StartupValue(String);
+
+impl Setting for StartupValue {
+    fn read(given: &Given<'_>) -> Result<Self, String> {
+        let text = String::read(given)?;
+        if text.contains('\0') {
+            return Err("has a zero byte in it, which no name in PostgreSQL has: leave that out".to_owned());
+        }
+        Ok(Self(text))
+    }
+    fn show(&self) -> serde_json::Value {
+        self.0.show()
     }
 }
 

@@ -31,6 +31,9 @@ pub(super) fn read(
     if level >= ProbeLevel::Login && login.is_none() && could_log_in {
         report.problem(&probe, "level", "needs the database's `user` (and mostly `password`) to log in with");
     }
+    if let Some(login) = login.as_ref().filter(|_| level >= ProbeLevel::Login && !section.has("database")) {
+        require_database(&login.credentials, section, report);
+    }
     let when = read_when(rest, level, &mut probe, report);
     let interval = read_at_least(MIN_INTERVAL, &mut probe, "interval", Duration::from_secs(15), report);
     let timeout = read_positive(&mut probe, "timeout", Duration::from_secs(5), report);
@@ -39,6 +42,20 @@ pub(super) fn read(
     let query = probe.get_or("query", "SELECT 1".to_owned(), report);
     probe.finish(report);
     ProbePlan { level, when, interval, timeout, failures: failures.count(), fresh_login, query, login, tls }
+}
+
+/// The user of a temporary login is an identity of the cloud, after which nobody names a database.
+fn require_database(credentials: &CredentialsPlan, section: &Section, report: &mut Report) {
+    let example = match credentials {
+        CredentialsPlan::Password { .. } | CredentialsPlan::RdsIam { .. } => return,
+        CredentialsPlan::RedshiftIam { .. } | CredentialsPlan::RedshiftServerlessIam { .. } => "dev",
+        CredentialsPlan::AlloydbIam { .. } => "postgres",
+        CredentialsPlan::LakebaseOauth { .. } => "databricks_postgres",
+    };
+    let text = format!(
+        "is missing: the database would take the user's name for it, so write for example database = \"{example}\""
+    );
+    report.problem(section, "database", text);
 }
 
 fn read_level(rest: Rest, has_login: bool, probe: &mut Section, report: &mut Report) -> ProbeLevel {

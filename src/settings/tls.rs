@@ -1,5 +1,6 @@
 //! Reads `[databases.NAME.tls]`: how much a database has to prove before it is told a password or a token.
 
+use super::kind::is_rds_proxy;
 use super::login::Method;
 use super::plan::{Kind, RDS_BUNDLE, TlsMode, TlsPlan};
 use super::reader::{Report, Section};
@@ -14,7 +15,8 @@ pub(super) fn read(
 ) -> TlsPlan {
     let mut tls = section.section("tls", "tls = { mode = \"verify-full\" }", report);
     let is_socket = matches!(target, Some(Target::Unix(_)));
-    let default = if is_socket { TlsMode::Disable } else { default_mode(kind, tls.has("ca")) };
+    let is_public = kind == Some(Kind::Rds) && target.is_some_and(|target| is_rds_proxy(target.host()));
+    let default = if is_socket { TlsMode::Disable } else { default_mode(kind, tls.has("ca") || is_public) };
     let mode = tls.get_or("mode", default, report);
     let ca = tls.get("ca", report);
     let allow_unverified = tls.get_or("allow_unverified", false, report);
@@ -24,17 +26,18 @@ pub(super) fn read(
     if is_socket {
         refuse_on_sockets(&plan, has_token, section, &tls, report);
     } else if mode_is_known {
-        refuse_what_proves_nothing(kind, &plan, has_token, &tls, report);
+        let missing_roots = where_the_roots_are(kind).filter(|_| !is_public);
+        refuse_what_proves_nothing(missing_roots, &plan, has_token, &tls, report);
     }
     tls.finish(report);
     plan
 }
 
-fn default_mode(kind: Option<Kind>, has_ca: bool) -> TlsMode {
+fn default_mode(kind: Option<Kind>, has_roots: bool) -> TlsMode {
     match kind {
-        Some(Kind::Rds) if has_ca => TlsMode::VerifyFull,
+        Some(Kind::Rds) if has_roots => TlsMode::VerifyFull,
         // Its certificates are for no name that a client knows.
-        Some(Kind::Alloydb) if has_ca => TlsMode::VerifyCa,
+        Some(Kind::Alloydb) if has_roots => TlsMode::VerifyCa,
         Some(Kind::Rds | Kind::Alloydb) => TlsMode::Require,
         Some(Kind::Redshift | Kind::RedshiftServerless | Kind::Lakebase) => TlsMode::VerifyFull,
         Some(Kind::Postgres) | None => TlsMode::Prefer,
@@ -65,7 +68,7 @@ fn refuse_on_sockets(plan: &TlsPlan, has_token: bool, section: &Section, tls: &S
 
 /// Roots that are not used, and tokens that anybody could ask for: whoever has one logs in with it.
 fn refuse_what_proves_nothing(
-    kind: Option<Kind>,
+    missing_roots: Option<String>,
     plan: &TlsPlan,
     has_token: bool,
     tls: &Section,
@@ -73,6 +76,11 @@ fn refuse_what_proves_nothing(
 ) {
     let key = if tls.has("mode") { "mode" } else { "ca" };
     if plan.mode.verifies() {
+        if !plan.proves_identity() && !plan.allow_unverified {
+            let text = "verifies only who issued the certificate, and without tls.ca any public authority would do: name \
+                        tls.ca or write \"verify-full\"";
+            report.problem(tls, key, text);
+        }
         return;
     }
     if plan.ca.is_some() {
@@ -80,7 +88,7 @@ fn refuse_what_proves_nothing(
     } else if has_token && plan.mode == TlsMode::Disable {
         report.problem(tls, key, "a token is never sent without TLS: write mode = \"verify-full\"");
     } else if has_token && !plan.allow_unverified {
-        let advice = match where_the_roots_are(kind) {
+        let advice = match missing_roots {
             Some(place) => format!("{place} and name the file as tls.ca"),
             None => "write tls.mode = \"verify-full\"".to_owned(),
         };
@@ -89,7 +97,7 @@ fn refuse_what_proves_nothing(
              (tls.allow_unverified = true does without)"
         );
         report.problem(tls, key, text);
-    } else if let Some(place) = where_the_roots_are(kind).filter(|_| !tls.has("mode")) {
+    } else if let Some(place) = missing_roots.filter(|_| !tls.has("mode")) {
         report.note(tls, "ca", format!("the probe does not verify this database: {place} and name it here"));
     }
 }

@@ -64,8 +64,7 @@ fn the_reference_shows_every_way_to_log_in() {
                 format!("{}\n", line.trim_start_matches("# "))
             })
             .collect();
-        let database =
-            "[databases.d]\nbastion = \"prod\"\nhost = \"db\"\nlisten = \"127.0.0.1:0\"\nuser = \"u\"";
+        let database = "[databases.d]\nbastion = \"prod\"\nhost = \"db\"\nlisten = \"127.0.0.1:0\"\nuser = \"u\"\ndatabase = \"d\"";
         let shown = shown(&format!("{bastion}{database}\n{way}\ntls.mode = \"verify-full\"\n{lines}"));
         for key in keys {
             assert!(shown.contains_key(&format!("databases.d.{key}")), "{key}: {shown:?}");

@@ -6,12 +6,13 @@ use crate::settings::plan::{
 use crate::settings::tests::Case;
 
 const RDS: &str = "orders.c1abc.eu-west-1.rds.amazonaws.com";
+const PROXY: &str = "orders.proxy-c1abc.eu-west-1.rds.amazonaws.com";
 const REDSHIFT: &str = "dwh.c1abc.us-east-1.redshift.amazonaws.com";
 const SERVERLESS: &str = "nightly.123456789.us-east-1.redshift-serverless.amazonaws.com";
 const INSTANCE: &str = "instance-0a1b.database.cloud.databricks.com";
 const ENDPOINT: &str = "ep-cool-sun-1.database.us-east-1.cloud.databricks.com";
 const KEYS: &str = "access_key_id = { env = \"A\" }\nsecret_access_key = { env = \"S\" }";
-const OAUTH: &str = "workspace = \"https://dbc-1.cloud.databricks.com/\"\nclient_id = { env = \"I\" }\n\
+const OAUTH: &str = "database = \"d\"\nworkspace = \"https://dbc-1.cloud.databricks.com/\"\nclient_id = { env = \"I\" }\n\
                      client_secret = { env = \"S\" }";
 
 fn case(host: &str, more: &str) -> Case {
@@ -66,6 +67,8 @@ fn each_kind_has_its_defaults() {
             Always,
             0,
         ),
+        (PROXY, "", Kind::Rds, 5432, TlsMode::VerifyFull, Query, Always, 0),
+        (PROXY, "kind = \"alloydb\"", Kind::Alloydb, 5432, TlsMode::Require, Query, Always, 1),
         (INSTANCE, "", Kind::Lakebase, 5432, TlsMode::VerifyFull, Query, Always, 0),
         (ENDPOINT, "", Kind::Lakebase, 5432, TlsMode::VerifyFull, Tls, Always, 1),
         ("alias.internal", "kind = \"lakebase\"", Kind::Lakebase, 5432, TlsMode::VerifyFull, Tls, Always, 1),
@@ -107,6 +110,14 @@ fn what_costs_money_is_asked_only_in_so_many_words() {
     };
     let endpoint = "endpoint = \"projects/p/branches/b/endpoints/e\"";
     let alias = "kind = \"lakebase\"\ninstance = \"x\"";
+    for (host, kind) in [(ENDPOINT, ""), ("EP-cool-sun-1.internal", "kind = \"lakebase\"")] {
+        for probe in ["", "probe = { level = \"query\", when = \"always\" }"] {
+            let pair = format!("method = \"oauth\"\n{OAUTH}\ninstance = \"x\"\n{kind}\n{probe}");
+            let problems = case(host, &pair).problems();
+            let text = "d.instance: is of a provisioned database, and `host` is the name of an autoscaling one: write its";
+            assert!(problems.len() == 1 && problems[0].contains(text), "{host}: {problems:?}");
+        }
+    }
     assert_eq!(oauth(ENDPOINT, endpoint), ProbeLevel::Tls);
     assert_eq!(oauth(INSTANCE, endpoint), ProbeLevel::Tls);
     assert_eq!(oauth(INSTANCE, "instance = \"x\""), ProbeLevel::Query);
@@ -143,6 +154,16 @@ fn the_examples_of_the_requirement_load_as_written() {
         let ignored: Vec<&str> = settings.notes.iter().map(|note| note.key.as_str()).collect();
         assert_eq!(ignored, ["databases.d.user", "databases.d.password", "databases.d.probe.level"]);
     }
+    // As the page has them, whose writer takes the work group for a cluster.
+    let page = "method = \"iam\"\ncluster_id = \"my-cluster\"\nuser = \"me\"\npassword = \"hunter2\"\nregion = \"myregion\"\n\
+                access_key_id = { env = \"A\" }\nsecret_access_key = { env = \"S\" }";
+    let settings = load("my-production-instance.myregion.redshift-serverless.amazonaws.com", page);
+    let login = database(&settings).probe.login.clone().unwrap();
+    assert_eq!(login.credentials, expected("my-production-instance", "myregion"));
+    let ignored: Vec<&str> = settings.notes.iter().map(|note| note.key.as_str()).collect();
+    let keys_passed_over =
+        ["user", "password", "cluster_id", "probe.level"].map(|key| format!("databases.d.{key}"));
+    assert_eq!(ignored, keys_passed_over);
     let more = format!("method = \"iam\"\ncluster_id = \"My-Cluster\"\nregion = \"eu-west-1\"\n{secrets}");
     let expected = CredentialsPlan::RedshiftIam {
         user: "me".to_owned(),
@@ -167,7 +188,7 @@ fn logins_follow_from_the_host() {
             endpoint_url: endpoint_url.map(str::to_owned),
         };
     let chain = |profile: Option<&str>| AwsKeysPlan::Chain { profile: profile.map(str::to_owned) };
-    let iam = "method = \"iam\"\nuser = \"me\"";
+    let iam = "method = \"iam\"\nuser = \"me\"\ndatabase = \"d\"";
     for (host, more, expected) in [
         (REDSHIFT, String::new(), redshift("dwh", "us-east-1", chain(None), None)),
         (REDSHIFT, "iam_profile = \"p\"".to_owned(), redshift("dwh", "us-east-1", chain(Some("p")), None)),
@@ -219,7 +240,7 @@ fn logins_follow_from_the_host() {
 
 #[test]
 fn logins_that_make_no_sense_are_refused_with_what_to_write() {
-    let iam = "method = \"iam\"\nuser = \"me\"";
+    let iam = "method = \"iam\"\nuser = \"me\"\ndatabase = \"d\"";
     let with = |more: &str| format!("{iam}\n{more}");
     let oauth = |more: &str| format!("method = \"oauth\"\n{OAUTH}\n{more}");
     for (host, more, expected) in [
@@ -262,7 +283,7 @@ fn logins_that_make_no_sense_are_refused_with_what_to_write() {
 
 #[test]
 fn a_token_goes_only_to_whoever_proves_who_it_is() {
-    let iam = "method = \"iam\"\nuser = \"me\"";
+    let iam = "method = \"iam\"\nuser = \"me\"\ndatabase = \"d\"";
     let allowed = "allow_unverified = true";
     for (host, more, expected) in [
         (
@@ -288,6 +309,11 @@ fn a_token_goes_only_to_whoever_proves_who_it_is() {
             "tls.ca: this login sends a token as it is inside TLS, so the database has to prove first who it is: fetch the certificate of the cluster's own authority",
         ),
         (
+            PROXY,
+            "tls.mode = \"require\"",
+            "tls.mode: this login sends a token as it is inside TLS, so the database has to prove first who it is: write tls.mode = \"verify-full\"",
+        ),
+        (
             "/run/.s.PGSQL.5432",
             "kind = \"alloydb\"",
             "host: is a Unix socket, over which PostgreSQL speaks no TLS",
@@ -303,7 +329,11 @@ fn a_token_goes_only_to_whoever_proves_who_it_is() {
         (RDS, &format!("tls = {{ {allowed} }}")),
         (RDS, &format!("tls = {{ mode = \"prefer\", {allowed} }}")),
         (REDSHIFT, ""),
-        (REDSHIFT, "tls.mode = \"verify-ca\""),
+        // Its certificates are of a public authority.
+        (PROXY, ""),
+        (&PROXY.replace("orders", "reader.endpoint"), ""),
+        (REDSHIFT, "tls = { mode = \"verify-ca\", ca = \"x\" }"),
+        (REDSHIFT, &format!("tls = {{ mode = \"verify-ca\", {allowed} }}")),
         ("10.0.0.1", "kind = \"alloydb\"\ntls = { mode = \"verify-full\", ca = \"x\" }"),
     ] {
         load(host, &format!("{iam}\n{more}"));
@@ -313,15 +343,49 @@ fn a_token_goes_only_to_whoever_proves_who_it_is() {
 }
 
 #[test]
+fn an_issuer_that_could_be_anybody_proves_nothing() {
+    let expected = "tunnelkeeper.toml: databases.d.tls.mode: verifies only who issued the certificate, and without tls.ca \
+                    any public authority would do: name tls.ca or write \"verify-full\"";
+    for (host, login) in [
+        ("db.internal", ""),
+        ("db.internal", "user = \"me\"\npassword = { env = \"P\" }"),
+        (REDSHIFT, "user = \"me\"\ndatabase = \"d\"\nmethod = \"iam\""),
+        ("10.0.0.1", "kind = \"alloydb\"\nuser = \"me\"\ndatabase = \"d\"\nmethod = \"iam\""),
+    ] {
+        assert_eq!(
+            case(host, &format!("{login}\ntls.mode = \"verify-ca\"")).problems(),
+            [expected],
+            "{host} {login}"
+        );
+        load(host, &format!("{login}\ntls = {{ mode = \"verify-ca\", ca = \"x\" }}"));
+    }
+}
+
+#[test]
 fn what_is_beside_the_point_is_passed_over_with_a_note() {
     let password = "user = \"me\"\npassword = { env = \"P\" }";
     for (host, more, expected) in [
-        (REDSHIFT, "method = \"iam\"", "password: is not used with method = \"iam\": Redshift makes one"),
+        (
+            REDSHIFT,
+            "method = \"iam\"\ndatabase = \"d\"",
+            "password: is not used with method = \"iam\": Redshift makes one",
+        ),
         (RDS, "method = \"iam\"\ntls.ca = \"x\"", "password: is not used with method = \"iam\": the token"),
         (
             "alias.internal",
             "kind = \"rds\"\nregion = \"r\"\nmethod = \"iam\"\ntls.ca = \"x\"",
             "host: is none of RDS's own names",
+        ),
+        (
+            RDS,
+            "region = \"us-east-1\"\nmethod = \"iam\"\ntls.ca = \"x\"",
+            "region: `host` is in \"eu-west-1\", where a token for another region is not taken",
+        ),
+        ("10.0.0.1", "kind = \"alloydb\"\nport = 5433", "port: is the port of Google's own connectors"),
+        (
+            "ep-cool-sun-1-pooler.database.us-east-1.cloud.databricks.com",
+            &format!("method = \"oauth\"\n{OAUTH}\nendpoint = \"projects/p/branches/b/endpoints/e\""),
+            "host: is Lakebase's pooler, which takes passwords only",
         ),
     ] {
         let settings = load(host, &format!("{password}\n{more}"));
@@ -332,6 +396,61 @@ fn what_is_beside_the_point_is_passed_over_with_a_note() {
             "{expected}: {notes:?}"
         );
     }
+}
+
+#[test]
+fn users_are_named_as_the_database_knows_them() {
+    let alloydb = "kind = \"alloydb\"\ntls.ca = \"x\"";
+    for (host, user, more, expected) in [
+        (REDSHIFT, "IAM:me", "", &["user: begins with IAM:, which AWS puts before it by itself"][..]),
+        (REDSHIFT, "me", "region = \"eu-west-1\"", &[]),
+        (
+            "10.0.0.1",
+            "probe@p.iam.gserviceaccount.com",
+            alloydb,
+            &["user: is named without .gserviceaccount.com in AlloyDB"],
+        ),
+        ("10.0.0.1", "probe@p.iam", alloydb, &[]),
+        (RDS, "me", "tls.ca = \"x\"\nregion = \"eu-west-1\"", &[]),
+    ] {
+        let settings = load(host, &format!("method = \"iam\"\nuser = \"{user}\"\ndatabase = \"d\"\n{more}"));
+        let notes: Vec<String> =
+            settings.notes.iter().map(|note| format!("{}: {}", note.key, note.text)).collect();
+        let starts =
+            |(note, expected): (&String, &&str)| note.starts_with(&format!("databases.d.{expected}"));
+        assert!(notes.len() == expected.len() && notes.iter().zip(expected).all(starts), "{user}: {notes:?}");
+    }
+    for key in ["user", "database"] {
+        let other = if key == "user" { "" } else { "user = \"me\"" };
+        let problems = case("db", &format!("{key} = \"a\\u0000b\"\n{other}")).problems();
+        let expected = format!("tunnelkeeper.toml: databases.d.{key}: has a zero byte in it");
+        assert!(problems.len() == 1 && problems[0].starts_with(&expected), "{problems:?}");
+    }
+}
+
+#[test]
+fn a_temporary_login_names_its_database() {
+    let iam = "method = \"iam\"\nuser = \"me\"";
+    let oauth = format!("method = \"oauth\"\ninstance = \"x\"\n{}", OAUTH.replace("database = \"d\"\n", ""));
+    for (host, login, example) in [
+        (REDSHIFT, iam, "dev"),
+        (SERVERLESS, iam, "dev"),
+        ("10.0.0.1", &format!("{iam}\nkind = \"alloydb\"\ntls.ca = \"x\""), "postgres"),
+        (INSTANCE, &oauth, "databricks_postgres"),
+    ] {
+        for level in ["login", "query"] {
+            let expected = format!(
+                "tunnelkeeper.toml: databases.d.database: is missing: the database would take the user's name for it, so \
+                 write for example database = \"{example}\""
+            );
+            let more = format!("{login}\nprobe.level = \"{level}\"");
+            assert_eq!(case(host, &more).problems(), [expected], "{host}");
+        }
+        load(host, &format!("{login}\nprobe.level = \"tls\""));
+    }
+    // Here the user is one of the database's own.
+    load(RDS, &format!("{iam}\ntls.ca = \"x\""));
+    load(REDSHIFT, "user = \"me\"\npassword = { env = \"P\" }");
 }
 
 #[test]

@@ -181,7 +181,7 @@ impl TlsMode {
         }
     }
 
-    /// Whether the server's identity is proved.
+    /// Whether the server's certificate is verified.
     #[must_use]
     pub fn verifies(self) -> bool {
         matches!(self, Self::VerifyCa | Self::VerifyFull)
@@ -195,6 +195,19 @@ pub struct TlsPlan {
     pub mode: TlsMode,
     /// The roots to verify with; this machine's own if none.
     pub ca: Option<PathBuf>,
-    /// Send a clear-text password though the server's identity is not proved.
+    /// Send a clear-text password or a token though the server's identity is not proved.
     pub allow_unverified: bool,
+}
+
+impl TlsPlan {
+    /// Whether nobody else than the server could pass for it. An issuer alone proves nothing where any public authority is
+    /// one: each of them vouches for everybody.
+    #[must_use]
+    pub fn proves_identity(&self) -> bool {
+        match self.mode {
+            TlsMode::VerifyFull => true,
+            TlsMode::VerifyCa => self.ca.is_some(),
+            TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => false,
+        }
+    }
 }
