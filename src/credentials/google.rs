@@ -51,7 +51,7 @@ async fn by_default_chain() -> Result<Token, Failure> {
         return of_file(Path::new(&path)).await;
     }
     let Some(home) = env::home_dir().filter(|home| home.is_absolute()) else {
-        return machine::token(&format!("${VARIABLE} is not set, nor is $HOME")).await;
+        return machine::token(&format!("${VARIABLE} is not set, there is no home to look into")).await;
     };
     let path = home.join(GCLOUD_FILE);
     match read(&path).await {

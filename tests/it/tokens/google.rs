@@ -411,13 +411,13 @@ fn the_default_chain_is_googles_own() {
     let query = "scopes=https%3A%2F%2Fwww.googleapis.com%2Fauth%2Falloydb.login";
     assert_eq!((request.method.as_str(), request.path), ("GET", format!("{path}?{query}")));
 
-    // Without a home there is no gcloud's file, not even one below the working directory.
+    // The working directory is nobody's home.
     let decoy = home.path().join("decoy/.config/gcloud");
     fs::create_dir_all(&decoy).unwrap();
     fs::write(decoy.join("application_default_credentials.json"), authorized_user(&service).to_string())
         .unwrap();
     let mut command = default_chain(&home.path().join("decoy"), &machine);
-    command.env("HOME", "").current_dir(home.path().join("decoy"));
+    command.env("HOME", ".").current_dir(home.path().join("decoy"));
     assert_eq!(said(&mut command), format!("minted: (\"{USER}\", \"machine\")"));
 
     // gcloud's file goes before the machine,
