@@ -1,6 +1,6 @@
 //! Logins that AWS gives to those who sign with its keys.
 //!
-//! - `keys`: who signs; `signature`: Signature Version 4;
+//! - `keys`: who signs, and `command`, which a profile may have for it; `signature`: Signature Version 4;
 //! - `rds`: tokens, made here without asking anybody;
 //! - `redshift`, `redshift_serverless`: temporary passwords, which a `service` of AWS is asked for;
 //! - `refusal`: what it means when AWS says no.
@@ -8,6 +8,7 @@
 //! AWS's own crates find keys and sign; its crates for whole services are left out, which have hundreds of thousands of
 //! lines for two questions.
 
+mod command;
 mod keys;
 pub(super) mod rds;
 pub(super) mod redshift;

@@ -50,7 +50,10 @@ async fn by_default_chain() -> Result<Token, Failure> {
     if let Some(path) = env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
         return of_file(Path::new(&path)).await;
     }
-    let path = env::home_dir().unwrap_or_default().join(GCLOUD_FILE);
+    let Some(home) = env::home_dir().filter(|home| home.is_absolute()) else {
+        return machine::token(&format!("${VARIABLE} is not set, there is no home to look into")).await;
+    };
+    let path = home.join(GCLOUD_FILE);
     match read(&path).await {
         Ok(bytes) => of_text(&bytes, &path).await,
         Err(text) => machine::token(&format!("${VARIABLE} is not set, {} {text}", path.display())).await,

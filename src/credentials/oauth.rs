@@ -164,9 +164,14 @@ pub(super) fn must_be_private(key: &str, address: &str) -> Result<(), Failure> {
     if web::address(address).is_ok() {
         return Ok(());
     }
-    let text = format!("{key} {address} is not asked: it would get the secret in clear");
-    Err(Failure::new(Cause::CredentialsMissing, text)
-        .with_hint(format!("let the address in {key} begin with https://")))
+    let (reason, hint) = match web::has_userinfo(address) {
+        true => ("it has a user or password in it", format!("take what stands before the @ out of {key}")),
+        false => {
+            ("it would get the secret in clear", format!("let the address in {key} begin with https://"))
+        }
+    };
+    let text = format!("{key} {} is not asked: {reason}", web::server(address));
+    Err(Failure::new(Cause::CredentialsMissing, text).with_hint(hint))
 }
 
 #[cfg(test)]
@@ -246,6 +251,12 @@ mod tests {
         {
             assert!(must_be_private("workspace", address).is_ok(), "{address}");
         }
+        let failure = must_be_private("`token_uri`", "https://u:hunter2@x.example/hunter3").unwrap_err();
+        assert_eq!(
+            failure.detail(),
+            "`token_uri` https://x.example is not asked: it has a user or password in it"
+        );
+        assert!(!failure.hint().contains("hunter") && failure.hint().contains("the @"), "{}", failure.hint());
         for address in ["http://x.example", "ftp://127.0.0.1", "127.0.0.1", "http://127.0.0.1.x.example", ""]
         {
             assert!(must_be_private("workspace", address).is_err(), "{address}");

@@ -73,7 +73,12 @@ fn to_text(bytes: &[u8]) -> Result<Zeroizing<String>, String> {
     }
 }
 
-async fn run(argv: &[String]) -> Result<Zeroizing<String>, String> {
+/// Runs a command for what it prints, at most 64 KiB within 10 s. It is ended with all that it started if that is too little,
+/// or if nobody waits any more.
+///
+/// # Errors
+/// The end of a sentence that begins with the command, and shows nothing of what it printed.
+pub(super) async fn run(argv: &[String]) -> Result<Zeroizing<String>, String> {
     let started = ProcessGroup::start(argv, Stdio::null(), Stdio::null());
     let mut group = started.map_err(|error| format!("cannot be started: {}", plain(&error)))?;
     let output = group.0.stdout.take().ok_or("gives no output")?;

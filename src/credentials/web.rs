@@ -73,7 +73,7 @@ async fn ask(method: Method, url: Url, headers: &[(&str, &str)], body: Vec<u8>) 
 /// Says what is wrong with it, without showing it: it may hold a password.
 pub(super) fn address(text: &str) -> Result<Url, Failure> {
     let url = parse(text)?;
-    if !url.username().is_empty() || url.password().is_some() {
+    if names_somebody(&url) {
         return Err(wrong("has a user or password in it"));
     }
     match url.scheme() {
@@ -81,6 +81,26 @@ pub(super) fn address(text: &str) -> Result<Url, Failure> {
         "http" if is_this_machine(&url) => Ok(url),
         "http" => Err(wrong("is http://, which would show the login to others on the way")),
         _ => Err(wrong("is not one of the web")),
+    }
+}
+
+/// Whether a user or a password stands in an address.
+pub(super) fn has_userinfo(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| names_somebody(&url))
+}
+
+fn names_somebody(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
+}
+
+/// What may be shown of an address: the server, without a user, a path, or a query.
+pub(super) fn server(text: &str) -> String {
+    match Url::parse(text) {
+        Ok(url) if url.has_host() => {
+            let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+            format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or_default())
+        }
+        _ => "(which is no address)".to_owned(),
     }
 }
 

@@ -1,21 +1,26 @@
 //! Finds the keys to sign with: those of the configuration, or AWS's default chain.
 //!
 //! Nothing is kept. AWS's chain reads each file of keys once in its life and remembers a failure for ever, so that a new
-//! one is made for each login: then keys can be renewed without a reload, and who has no database at AWS pays nothing.
+//! one is made for each search: then keys can be renewed without a reload, and who has no database at AWS pays nothing.
 
 use std::time::{Duration, SystemTime};
 
 use aws_config::Region;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
-use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::environment::EnvironmentVariableCredentialsProvider;
+#[expect(deprecated, reason = "the other name of it would need one more crate")]
+use aws_config::profile::profile_file::{ProfileFileKind, ProfileFiles};
+use aws_config::profile::{self, ProfileFileCredentialsProvider};
 use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::ProvideCredentials;
 use aws_credential_types::provider::error::CredentialsError;
+use futures_util::FutureExt;
 use tokio::time::timeout;
 use tracing::Dispatch;
 use tracing::instrument::WithSubscriber;
 
+use super::command::Command;
 use super::refusal;
 use crate::clock;
 use crate::credentials::fetch as fetch_secret;
@@ -26,6 +31,8 @@ use crate::settings::plan::AwsKeysPlan;
 
 /// How long the chain may look: a machine's metadata and a token service may each be tried several times.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Stands in for a profile that has a command.
+const OUR_PROFILE: &str = "tunnelkeeper-command";
 /// Sign-on is for people at a browser, and would bring a second crypto provider; AWS's own command line can stand between.
 const SIGN_ON_HINT: &str = "sign-on needs AWS's command line: name a profile that has `credential_process = aws configure \
                             export-credentials --profile YOURS`, or keys of another kind";
@@ -64,32 +71,74 @@ async fn read(key: &str, source: &SecretSource) -> Result<Secret, Failure> {
 
 /// A profile that is named is meant: AWS's other tools look nowhere else then either, the Rust one would.
 async fn search(profile: Option<&str>, region: &str) -> Result<Credentials, Failure> {
-    let region = Region::new(region.to_owned());
-    let look = async {
-        match profile {
-            Some(profile) => {
-                let config = ProviderConfig::without_region().with_region(Some(region));
-                let provider =
-                    ProfileFileCredentialsProvider::builder().configure(&config).profile_name(profile);
-                provider.build().provide_credentials().await
-            }
-            None => {
-                DefaultCredentialsChain::builder().region(region).build().await.provide_credentials().await
-            }
-        }
-    };
     let place = match profile {
         Some(profile) => format!("the profile {profile} of AWS's shared files"),
         None => "AWS's default chain".to_owned(),
     };
-    match timeout(DEADLINE, look).await {
-        Ok(Ok(keys)) => check_expiry(keys, &place),
-        Ok(Err(error)) => Err(explain(&error, profile, &place)),
+    match timeout(DEADLINE, look(profile, region, &place)).await {
+        Ok(keys) => keys.and_then(|keys| check_expiry(keys, &place)),
         Err(_) => Err(Failure::new(
             Cause::CredentialsUnreachable,
             format!("{place} gave no keys within {} s", DEADLINE.as_secs()),
         )),
     }
+}
+
+/// The environment comes before the shared files, and they before all else (AWS SDKs and Tools Reference Guide, "Understand
+/// the credential provider chain").
+async fn look(profile: Option<&str>, region: &str, place: &str) -> Result<Credentials, Failure> {
+    let region = Region::new(region.to_owned());
+    let is_in_environment = || {
+        let found = EnvironmentVariableCredentialsProvider::new().provide_credentials().now_or_never();
+        profile.is_none() && !matches!(found, Some(Err(CredentialsError::CredentialsNotLoaded(_))))
+    };
+    let command = if is_in_environment() { None } else { Command::find(profile).await };
+    let keys = match (command, profile) {
+        (Some(command), _) => {
+            let keys = command.run().await?;
+            match &command.role_of {
+                None => return Ok(keys),
+                Some(role_of) => {
+                    check_expiry(keys.clone(), place)?;
+                    of_profile(profile, region)
+                        .profile_files(with_source(role_of, &keys))
+                        .build()
+                        .provide_credentials()
+                        .await
+                }
+            }
+        }
+        (None, Some(_)) => of_profile(profile, region).build().provide_credentials().await,
+        (None, None) => {
+            DefaultCredentialsChain::builder().region(region).build().await.provide_credentials().await
+        }
+    };
+    keys.map_err(|error| explain(&error, profile, place))
+}
+
+fn of_profile(profile: Option<&str>, region: Region) -> profile::credentials::Builder {
+    let config = ProviderConfig::without_region().with_region(Some(region));
+    let provider = ProfileFileCredentialsProvider::builder().configure(&config);
+    match profile {
+        Some(profile) => provider.profile_name(profile),
+        None => provider,
+    }
+}
+
+/// The shared files, where the profile `role_of` has these keys as its source.
+#[expect(deprecated, reason = "the other name of it would need one more crate")]
+fn with_source(role_of: &str, keys: &Credentials) -> ProfileFiles {
+    let mut text = format!(
+        "[{role_of}]\nsource_profile = {OUR_PROFILE}\n[{OUR_PROFILE}]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+        keys.access_key_id(),
+        keys.secret_access_key()
+    );
+    if let Some(token) = keys.session_token() {
+        text.extend(["aws_session_token = ", token, "\n"]);
+    }
+    let files =
+        ProfileFiles::builder().include_default_config_file(true).include_default_credentials_file(true);
+    files.with_contents(ProfileFileKind::Credentials, text).build()
 }
 
 fn check_expiry(keys: Credentials, place: &str) -> Result<Credentials, Failure> {
@@ -107,9 +156,7 @@ fn show(time: SystemTime) -> String {
 }
 
 fn explain(error: &CredentialsError, profile: Option<&str>, place: &str) -> Failure {
-    let text = with_causes(error);
-    // What a command says on its error output is nobody's business but the command's.
-    let text = text.split(". Stderr:").next().unwrap_or_default();
+    let text = &with_causes(error);
     match error {
         CredentialsError::CredentialsNotLoaded(_) => {
             Failure::new(Cause::CredentialsMissing, nothing_found(profile))

@@ -1,7 +1,7 @@
 //! Tokens for Amazon RDS and Aurora: an address that was signed, as the password.
 //!
-//! Nobody is asked, so that a new one is made for each login. The database takes it for 15 minutes, only over TLS, and
-//! only if it was signed for the name and port by which AWS knows the database (Amazon RDS User Guide, "Connecting to your
+//! Nobody is asked for it. The database takes one for 15 minutes, of which `Logins` uses it for the first 12, only over TLS,
+//! and only if it was signed for the name and port by which AWS knows the database (Amazon RDS User Guide, "Connecting to your
 //! DB instance using IAM authentication").
 
 use std::time::{Duration, SystemTime};

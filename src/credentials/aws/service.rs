@@ -1,5 +1,7 @@
 //! Asks a service of AWS a signed question.
 
+use reqwest::Url;
+
 use super::keys;
 use super::refusal::{Circumstances, Refusal};
 use super::signature::{Scope, sign_post};
@@ -42,7 +44,7 @@ impl Asker<'_> {
         question: String,
         read: fn(&str) -> Option<Minted>,
     ) -> Result<Minted, Failure> {
-        let url = web::address(&self.address(service, |variable| std::env::var(variable).ok()))?;
+        let url = self.address(service, |variable| std::env::var(variable).ok())?;
         let keys = Box::pin(keys::fetch(self.keys, self.region)).await?;
         let scope =
             Scope { keys: &keys, service: service.name, region: self.region, time: clock::now().wall };
@@ -73,14 +75,22 @@ impl Asker<'_> {
     }
 
     /// The plan's, else AWS's variables', else the region's own endpoint (AWS General Reference, "Service endpoints").
-    fn address(&self, service: &Service, variable: impl Fn(&str) -> Option<String>) -> String {
-        let set = |name| variable(name).filter(|address| !address.is_empty());
+    ///
+    /// # Errors
+    /// `missing`, with the name of the key or variable that has no such address in it.
+    fn address(&self, service: &Service, variable: impl Fn(&str) -> Option<String>) -> Result<Url, Failure> {
+        let set = |name| variable(name).filter(|address| !address.is_empty()).map(|address| (name, address));
         let domain = if self.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        self.endpoint_url
-            .map(str::to_owned)
+        let (place, address) = self
+            .endpoint_url
+            .map(|address| ("endpoint_url", address.to_owned()))
             .or_else(|| set(service.variable))
             .or_else(|| set("AWS_ENDPOINT_URL"))
-            .unwrap_or_else(|| format!("https://{}.{}.{domain}", service.name, self.region))
+            .unwrap_or_else(|| ("region", format!("https://{}.{}.{domain}", service.name, self.region)));
+        web::address(&address).map_err(|found| {
+            Failure::new(Cause::CredentialsMissing, format!("`{place}`: {}", found.detail()))
+                .with_hint(found.hint())
+        })
     }
 }
 
@@ -103,6 +113,10 @@ mod tests {
                 variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
             })
         };
+        let shown = address;
+        let address = |region, url, variables: &[_]| {
+            shown(region, url, variables).unwrap().origin().ascii_serialization()
+        };
         assert_eq!(address("eu-west-1", None, &[]), "https://redshift.eu-west-1.amazonaws.com");
         assert_eq!(address("cn-north-1", None, &[]), "https://redshift.cn-north-1.amazonaws.com.cn");
         let both = [("AWS_ENDPOINT_URL_REDSHIFT", "https://one"), ("AWS_ENDPOINT_URL", "https://all")];
@@ -111,5 +125,12 @@ mod tests {
         assert_eq!(address("eu-west-1", None, &both[1..]), "https://all");
         let empty = [("AWS_ENDPOINT_URL", "")];
         assert_eq!(address("eu-west-1", None, &empty), "https://redshift.eu-west-1.amazonaws.com");
+        let failure = shown("eu-west-1", None, &[("AWS_ENDPOINT_URL", "https://u:hunter2@all")]).unwrap_err();
+        assert_eq!(failure.cause, Cause::CredentialsMissing);
+        assert!(failure.detail().starts_with("`AWS_ENDPOINT_URL`: the address"), "{failure}");
+        assert!(
+            !failure.detail().contains("hunter2") && failure.hint().contains("https://HOST"),
+            "{failure}"
+        );
     }
 }

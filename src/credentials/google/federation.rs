@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
@@ -38,6 +39,10 @@ pub(super) struct ExternalAccount {
 /// Where that stands which proves the identity.
 #[derive(Deserialize)]
 struct Proof {
+    /// What is signed for AWS has one; its `url` is none of a proof.
+    environment_id: Option<IgnoredAny>,
+    executable: Option<IgnoredAny>,
+    certificate: Option<IgnoredAny>,
     file: Option<PathBuf>,
     url: Option<String>,
     #[serde(default)]
@@ -108,6 +113,12 @@ impl ExternalAccount {
 
 impl Proof {
     async fn token(&self, path: &Path) -> Result<Zeroizing<String>, Failure> {
+        if self.environment_id.is_some() || self.executable.is_some() || self.certificate.is_some() {
+            let text = "has a `credential_source` that is of a kind that is not supported";
+            return Err(unusable(path, text).with_hint(
+                "let the `credential_source` be a file or an address that gives the proof, or take a service account's key",
+            ));
+        }
         let (place, bytes) = match (&self.file, &self.url) {
             (Some(file), _) => {
                 (file.display().to_string(), read(file).await.map_err(|text| unusable(file, &text))?)
@@ -116,11 +127,12 @@ impl Proof {
                 let headers: Vec<_> =
                     self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
                 let answer = web::get(url, &headers).await?;
+                let server = web::server(url);
                 if answer.status != 200 {
-                    let text = format!("{url} answers with status {}", answer.status);
+                    let text = format!("{server} answers with status {}", answer.status);
                     return Err(Failure::new(Cause::CredentialsUnreachable, text));
                 }
-                (url.clone(), answer.body)
+                (server, answer.body)
             }
             (None, None) => {
                 let text = "has a `credential_source` that is neither a file nor an address";

@@ -29,8 +29,8 @@ pub(super) async fn token(before: &str) -> Result<Token, Failure> {
                 "attach a service account to this machine, or name a file as `credentials_file`",
             ));
         }
-        // Nowhere but at Google does it exist.
-        Err(failure) if failure.cause == Cause::CredentialsUnreachable && named.is_none() => {
+        // Nowhere but at Google does it exist; there it may be slow.
+        Err(failure) if named.is_none() && is_absent(&failure) => {
             let text = format!("{before}, and there is no metadata server ({})", failure.detail());
             return Err(Failure::new(Cause::CredentialsMissing, text)
                 .with_hint("name a file with Google's credentials as `credentials_file`"));
@@ -45,4 +45,38 @@ pub(super) async fn token(before: &str) -> Result<Token, Failure> {
             .to_owned(),
     };
     Ok(service.read::<Granted>(&answer)?.token(asked))
+}
+
+/// Whether there is nothing at all, as opposed to something slow or in trouble, by the words of the system's libraries.
+fn is_absent(failure: &Failure) -> bool {
+    const WORDS: [&str; 4] = [
+        "Connection refused",
+        "Name or service not known",
+        "No address associated with hostname",
+        "Name does not resolve",
+    ];
+    failure.cause == Cause::CredentialsUnreachable && WORDS.iter().any(|word| failure.detail().contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_server_is_not_an_absent_one() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let failure = web::get(&url, &[]).await.err().unwrap();
+        assert!(is_absent(&failure), "{failure}");
+        for (detail, expected) in [
+            ("dns error: failed to lookup address information: Name or service not known", true),
+            ("dns error: failed to lookup address information: Temporary failure in name resolution", false),
+            ("http://metadata.google.internal gave no answer within 10 s", false),
+            ("error sending request: connection closed before message completed", false),
+        ] {
+            let failure = Failure::new(Cause::CredentialsUnreachable, detail);
+            assert_eq!(is_absent(&failure), expected, "{detail}");
+        }
+    }
 }

@@ -19,7 +19,7 @@ use tunnelkeeper::settings::plan::{AwsKeysPlan, CredentialsPlan, LoginPlan};
 use super::{KEY_ID, SECRET, TOKEN, signature};
 use crate::support::cloud::{Cloud, Reply};
 use crate::support::logins::mint;
-use crate::support::runtime;
+use crate::support::{eventually, runtime};
 
 const PLAN: &str = "TUNNELKEEPER_TEST_PLAN";
 const ANSWER: &str = "ANSWER ";
@@ -296,6 +296,94 @@ fn keys_come_from_a_command_whose_complaints_stay_with_it() {
     let (reason, detail) = asker.failure();
     assert_eq!(reason, "missing");
     assert!(detail.contains("exit status: 3"), "{detail}");
+}
+
+/// A command is asked after the environment, and is a source of roles too.
+#[test]
+fn a_command_has_its_place_among_the_others() {
+    let printing = |key_id: &str| {
+        json!({ "Version": 1, "AccessKeyId": key_id, "SecretAccessKey": SECRET, "SessionToken": TOKEN })
+            .to_string()
+    };
+    let assumed = |asked: &crate::support::cloud::Asked| {
+        let is_right = asked.body.contains("Action=AssumeRole&")
+            && asked.body.contains("ExternalId=theirs")
+            && asked.headers["authorization"].contains("Credential=AKIDCOMMAND/");
+        let expires = in_minutes(60);
+        let body = format!(
+            "<AssumeRoleResponse><AssumeRoleResult><Credentials><AccessKeyId>AKIDROLE</AccessKeyId>\
+             <SecretAccessKey>{SECRET}</SecretAccessKey><SessionToken>{TOKEN}</SessionToken>\
+             <Expiration>{expires}</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
+        );
+        Reply::Answer(if is_right { 200 } else { 400 }, body)
+    };
+    let cloud = Cloud::start(assumed);
+    let url = cloud.url();
+    let role = "role_arn = arn:aws:iam::1:role/x\nexternal_id = theirs\n";
+    let environment = [("AWS_ACCESS_KEY_ID", "AKIDENVIRONMENT"), ("AWS_SECRET_ACCESS_KEY", SECRET)];
+    for (variables, named, expected) in [
+        (&environment[..], None, "AKIDENVIRONMENT"),
+        (&environment[..], Some("plain"), "AKIDCOMMAND"),
+        (&[][..], None, "AKIDCOMMAND"),
+        (&[("AWS_PROFILE", "role")][..], None, "AKIDROLE"),
+        (&[][..], Some("role"), "AKIDROLE"),
+        (&[][..], Some("itself"), "AKIDROLE"),
+        (&[][..], Some("static"), "AKIDROLE"),
+    ] {
+        let plan = json!({ "profile": named });
+        let mut asker = Asker::start(&plan, &[variables, &[("AWS_ENDPOINT_URL_STS", url.as_str())]].concat());
+        let home = asker.home().display().to_string();
+        let command = format!("credential_process = sh {home}/script\n");
+        fs::write(asker.home().join("keys"), printing("AKIDCOMMAND")).unwrap();
+        fs::write(asker.home().join("script"), format!("touch {home}/ran\ncat {home}/keys\n")).unwrap();
+        asker.write(
+            "config",
+            &format!(
+                "[default]\n{command}[profile plain]\n{command}[profile role]\n{role}source_profile = plain\n\
+                 [profile itself]\n{role}source_profile = itself\n{command}\
+                 [profile static]\n{role}source_profile = kept\n[profile kept]\n{command}"
+            ),
+        );
+        asker.write("credentials", &profile("kept", "AKIDCOMMAND"));
+        let token = asker.password();
+        assert!(token.contains(&format!("={expected}%2F")), "{named:?} {variables:?}: {token}");
+        let is_run = expected != "AKIDENVIRONMENT" && named != Some("static");
+        assert_eq!(asker.home().join("ran").exists(), is_run, "{named:?} {variables:?}");
+    }
+}
+
+#[test]
+fn a_command_that_hangs_is_ended_and_knows_nothing_of_the_service_manager() {
+    let mut asker = Asker::rds(&[("NOTIFY_SOCKET", "/nonexistent"), ("LISTEN_FDS", "1")]);
+    let home = asker.home().display().to_string();
+    let script = format!("env > {home}/seen\nsleep 300 &\necho $! > {home}/pid\necho hunter2\nwait\n");
+    fs::write(asker.home().join("script"), script).unwrap();
+    asker.write("config", &format!("[default]\ncredential_process = sh {home}/script\n"));
+    let (reason, detail) = asker.failure();
+    assert_eq!(reason, "missing");
+    assert!(detail.ends_with("of AWS's shared files did not finish within 10 s"), "{detail}");
+    let read = |name: &str| fs::read_to_string(asker.home().join(name)).unwrap();
+    assert!(
+        !read("seen").contains("NOTIFY_SOCKET") && !read("seen").contains("LISTEN_FDS"),
+        "{}",
+        read("seen")
+    );
+    let stat = format!("/proc/{}/stat", read("pid").trim());
+    eventually("the command's own child ends", || {
+        let stat = fs::read_to_string(&stat).unwrap_or_default();
+        // It may wait for whoever adopted it to notice.
+        stat.rsplit(')').next().is_none_or(|rest| rest.is_empty() || rest.starts_with(" Z")).then_some(())
+    });
+    assert!(asker.child.try_wait().unwrap().is_none());
+}
+
+#[test]
+fn what_a_command_prints_instead_of_keys_is_not_shown() {
+    let mut asker = Asker::rds(&[]);
+    asker.write("config", "[default]\ncredential_process = echo hunter2\n");
+    let (reason, detail) = asker.failure();
+    assert_eq!(reason, "invalid_answer");
+    assert!(detail.contains("profile default of AWS's shared files does not print keys"), "{detail}");
 }
 
 #[test]

@@ -180,10 +180,30 @@ fn another_clouds_identity_becomes_a_service_account() {
     let form = service.asked()[2].form();
     assert_eq!((form["scope"].as_str(), form["subject_token"].as_str()), (SCOPE, "pr00f"));
 
-    content["credential_source"] = json!({ "executable": { "command": "/bin/proof" } });
+    content["credential_source"] = json!({});
     let failure = mint(&Credentials::new(&content).plan()).unwrap_err();
     assert_eq!(failure.cause, Cause::CredentialsMissing);
     assert!(failure.detail().ends_with("neither a file nor an address"), "{failure}");
+    // What would be run or signed is not taken for something else, and nobody is asked.
+    for source in [
+        json!({ "executable": { "command": "/bin/proof" } }),
+        json!({ "certificate": { "use_default_certificate_config": true } }),
+        json!({ "environment_id": "aws1", "url": proof.address("/iam/security-credentials") }),
+    ] {
+        content["credential_source"] = source;
+        let failure = mint(&Credentials::new(&content).plan()).unwrap_err();
+        assert_eq!(failure.cause, Cause::CredentialsMissing, "{failure}");
+        assert!(failure.detail().ends_with("is of a kind that is not supported"), "{failure}");
+    }
+    assert_eq!((proof.asked().len(), service.asked().len()), (1, 3));
+
+    // Where a proof is had from may itself be a secret.
+    let refusing = Cloud::saying(403, json!({}));
+    let address = refusing.address("/identity?code=hunter2").replace("http://", "http://u:hunter2@");
+    content["credential_source"] = json!({ "url": address });
+    let failure = mint(&Credentials::new(&content).plan()).unwrap_err();
+    assert!(failure.detail().ends_with(&format!(":{} answers with status 403", refusing.port)), "{failure}");
+    assert!(!text(&failure).contains("hunter2"), "{failure}");
 }
 
 #[test]
@@ -308,13 +328,16 @@ fn a_file_that_cannot_be_used_is_named() {
     let service = granting();
     let mut clear = service_account(&service);
     clear["token_uri"] = json!("http://oauth2.example/token");
+    let mut named = service_account(&service);
+    named["token_uri"] = json!("https://u:hunter2@oauth2.example/hunter2");
     let mut broken = service_account(&service);
     broken["private_key"] = json!("-----BEGIN PRIVATE KEY-----\naHVudGVyMg==\n-----END PRIVATE KEY-----\n");
     for (content, expected) in [
         (json!({ "type": "service_account", "private_key": "hunter2" }), "lacks the field `client_email`"),
         (json!("hunter2"), "is not as Google writes files of credentials"),
         (json!({ "type": "gdch_service_account", "private_key": "hunter2" }), "is of none of the types"),
-        (clear, "`token_uri` http://oauth2.example/token is not asked"),
+        (clear, "`token_uri` http://oauth2.example is not asked: it would get the secret in clear"),
+        (named, "`token_uri` https://oauth2.example is not asked: it has a user or password in it"),
         (broken, "is no RSA key in PKCS #8"),
     ] {
         let failure = mint(&Credentials::new(&content).plan()).unwrap_err();
@@ -342,10 +365,19 @@ fn the_default_chain() {
 
 /// What [`the_default_chain`] says.
 fn in_environment(home: &Path, variables: &[(&str, &str)]) -> String {
+    said(&mut default_chain(home, variables))
+}
+
+fn default_chain(home: &Path, variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "tokens::google::the_default_chain", "--nocapture"]);
     command.env_remove("GOOGLE_APPLICATION_CREDENTIALS").env_remove("GCE_METADATA_HOST").env("HOME", home);
-    let output = command.envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap();
+    command.envs(variables.iter().copied()).stdin(Stdio::null());
+    command
+}
+
+fn said(command: &mut Command) -> String {
+    let output = command.output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");
     stderr
@@ -379,19 +411,28 @@ fn the_default_chain_is_googles_own() {
     let query = "scopes=https%3A%2F%2Fwww.googleapis.com%2Fauth%2Falloydb.login";
     assert_eq!((request.method.as_str(), request.path), ("GET", format!("{path}?{query}")));
 
+    // The working directory is nobody's home.
+    let decoy = home.path().join("decoy/.config/gcloud");
+    fs::create_dir_all(&decoy).unwrap();
+    fs::write(decoy.join("application_default_credentials.json"), authorized_user(&service).to_string())
+        .unwrap();
+    let mut command = default_chain(&home.path().join("decoy"), &machine);
+    command.env("HOME", ".").current_dir(home.path().join("decoy"));
+    assert_eq!(said(&mut command), format!("minted: (\"{USER}\", \"machine\")"));
+
     // gcloud's file goes before the machine,
     let gcloud = home.path().join(".config/gcloud");
     fs::create_dir_all(&gcloud).unwrap();
     fs::write(gcloud.join("application_default_credentials.json"), authorized_user(&service).to_string())
         .unwrap();
     assert_eq!(in_environment(home.path(), &machine), format!("minted: (\"{USER}\", \"file\")"));
-    assert_eq!(service.asked()[1].form()["grant_type"], "refresh_token");
+    assert_eq!(service.asked()[2].form()["grant_type"], "refresh_token");
 
     // and the variable before both.
     let named = Credentials::new(&service_account(&service));
     let variables = [machine[0], ("GOOGLE_APPLICATION_CREDENTIALS", named.file.path().to_str().unwrap())];
     assert_eq!(in_environment(home.path(), &variables), format!("minted: (\"{USER}\", \"file\")"));
-    claims(&service.asked()[2].form()["assertion"]);
+    claims(&service.asked()[3].form()["assertion"]);
 
     // What it names has to be there.
     let variables = [machine[0], ("GOOGLE_APPLICATION_CREDENTIALS", "/nonexistent/key.json")];
@@ -400,7 +441,7 @@ fn the_default_chain_is_googles_own() {
         failed.starts_with("failed: credentials missing: /nonexistent/key.json cannot be read"),
         "{failed}"
     );
-    assert_eq!(service.asked().len(), 3);
+    assert_eq!(service.asked().len(), 4);
 }
 
 #[test]
