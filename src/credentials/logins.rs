@@ -213,7 +213,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_cloud_that_gives_none_is_left_alone_for_a_while() {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Bound, so that nobody else gets it, and listened on by nobody.
+        let kept = tokio::net::TcpSocket::new_v4().unwrap();
+        kept.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = kept.local_addr().unwrap().port();
         let secret = |text: &str| SecretSource::Plain(Secret::new(text.to_owned()));
         let credentials = CredentialsPlan::RedshiftServerlessIam {
             workgroup: "nightly".to_owned(),

@@ -194,7 +194,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_names_the_server_and_the_reason_and_no_more_of_the_address() {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Bound, so that nobody else gets it, and listened on by nobody.
+        let kept = tokio::net::TcpSocket::new_v4().unwrap();
+        kept.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = kept.local_addr().unwrap().port();
         let url = format!("http://127.0.0.1:{port}/hunter2?token=hunter3");
         let failure = post(&url, &[], Vec::new()).await.err().unwrap();
         assert_eq!(failure.cause, Cause::CredentialsUnreachable);

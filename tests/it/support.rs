@@ -19,6 +19,7 @@ pub mod sni;
 pub mod webhook;
 
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use agent::Agent;
 pub use bastion::Bastion;
@@ -38,9 +39,21 @@ pub fn tunnel(keys: &str, databases: &str) -> (Bastion, Daemon) {
     (bastion, daemon)
 }
 
-/// A port that was free a moment ago, for servers that cannot tell which one they took.
+/// A port that is free, for servers that cannot tell which one they took, and given out once. It is not one of those that
+/// the system gives to whoever asks for any (32768 and up), which would be gone before the server has started.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Test programs that run at the same time begin at different ones.
+    let begin = std::process::id().wrapping_mul(997);
+    loop {
+        let next = begin.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = u16::try_from(FIRST + next).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A runtime for a test that speaks to databases.

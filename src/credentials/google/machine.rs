@@ -64,9 +64,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_server_is_not_an_absent_one() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        drop(listener);
+        // Bound, so that nobody else gets it, and listened on by nobody.
+        let kept = tokio::net::TcpSocket::new_v4().unwrap();
+        kept.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("http://{}", kept.local_addr().unwrap());
         let failure = web::get(&url, &[]).await.err().unwrap();
         assert!(is_absent(&failure), "{failure}");
         for (detail, expected) in [

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::PATIENCE;
 
 pub struct Cloud {
     pub port: u16,
+    /// Keeps the port of one that is gone from others.
+    _kept: Option<Socket>,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
@@ -96,7 +99,15 @@ impl Cloud {
                 silent.extend(served.ok().flatten());
             }
         });
-        Self { port, asked }
+        Self { port, _kept: None, asked }
+    }
+
+    /// One that nobody is behind: its port refuses.
+    pub fn gone() -> Self {
+        let kept = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        kept.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let port = kept.local_addr().unwrap().as_socket().unwrap().port();
+        Self { port, _kept: Some(kept), asked: Arc::default() }
     }
 
     pub fn url(&self) -> String {
