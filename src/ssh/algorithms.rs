@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg};
-use russh::{Preferred, cipher, compression, kex, mac};
+use russh::{Names, Preferred, cipher, compression, kex, mac};
 
 use crate::host_keys::{HostKey, Trust};
 use crate::ids::HostPort;
@@ -94,6 +94,13 @@ fn with_host_keys(host_keys: Vec<Algorithm>, legacy: bool) -> Preferred {
         compression: Cow::Borrowed(&[compression::NONE]),
         ..Preferred::DEFAULT
     }
+}
+
+/// What was agreed on, in words. A cipher that authenticates by itself has no MAC beside it.
+pub(super) fn describe(names: &Names) -> String {
+    let mac = names.client_mac.as_ref();
+    let mac = if mac == "none" { String::new() } else { format!(", {mac}") };
+    format!("{}, {}, {}{mac}", names.kex.as_ref(), names.key.as_str(), names.cipher.as_ref())
 }
 
 /// Whether what a bastion offers would do with `legacy_algorithms`.

@@ -1,0 +1,141 @@
+//! One bastion, from its key files to a ping.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::advice::{RunsAs, of_identity, without_making_a_key};
+use super::progress::Record;
+use super::{Arrived, Check, Kind, Outcome, Selection, Stage, Subject};
+use crate::failure::Phase;
+use crate::host_keys::HostKeyPolicy;
+use crate::milestones::{Milestone, Milestones};
+use crate::session::Visit;
+use crate::settings::Plan;
+use crate::settings::plan::{BastionPlan, TrustPlan};
+
+/// What is to be found out of a bastion.
+pub(super) fn check(plan: &Plan, selection: &Selection, bastion: &Arc<BastionPlan>) -> Check {
+    let has_name = bastion.at.host.parse::<IpAddr>().is_err();
+    let is_looked_up = has_name && bastion.jump.is_none() && bastion.proxy_command.is_none();
+    let kinds = [
+        Kind::Identity,
+        Kind::Name,
+        Kind::Connection,
+        Kind::Greeting,
+        Kind::Algorithms,
+        Kind::HostKey,
+        Kind::Login,
+        Kind::Ping,
+    ];
+    let kinds = kinds.into_iter().filter(|kind| *kind != Kind::Name || is_looked_up);
+    let mut stages: Vec<Stage> = kinds.map(|kind| Stage::new(kind, Outcome::Awaited)).collect();
+    let is_used = selection.ways.iter().any(|way| way.bastion == bastion.name)
+        || selection.bastions.iter().any(|other| other.jump.as_ref() == Some(&bastion.name));
+    if !is_used {
+        let reason = match plan.is_only_jump(&bastion.name) {
+            true => "only bastions are behind it: name one of these to have it tried",
+            false => "no database is behind it",
+        };
+        stages.push(Stage::new(Kind::Forwarding, Outcome::NotAsked(reason.to_owned())));
+    }
+    Check { subject: Subject::Bastion(Arc::clone(bastion)), source: None, stages }
+}
+
+/// Logs in, and returns where we are then.
+pub(super) async fn examine(
+    plan: &Arc<BastionPlan>,
+    outer: Option<Arc<Arrived>>,
+    record: &Record,
+    runs_as: &RunsAs,
+) -> Option<Arc<Arrived>> {
+    let turn = match &outer {
+        Some(outer) => Some(Arc::clone(&outer.turn).lock_owned().await),
+        None => None,
+    };
+    record.begin();
+    let resolved: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
+    let (resolving, turn) = (Arc::clone(&resolved), Mutex::new(turn));
+    let (bastion, noted, explainer) = (Arc::clone(plan), record.clone(), runs_as.clone());
+    let milestones = Milestones::told_to(move |milestone| match milestone {
+        Milestone::Identities(Err(failure)) => {
+            noted.fail_at(Kind::Identity, explainer.explain(of_identity(&bastion, failure)));
+        }
+        Milestone::Resolved(addresses) => {
+            *resolving.lock().unwrap_or_else(PoisonError::into_inner) = addresses.first().copied();
+            noted.pass(Kind::Name, &list(&addresses));
+        }
+        Milestone::Connected { to, from } => {
+            turn.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(from) = from {
+                noted.set_source(from.ip());
+            }
+            noted.pass(Kind::Connection, &describe_connection(&bastion, to, from));
+        }
+        Milestone::HostKey(text) => noted.pass(Kind::HostKey, &describe_host_key(&bastion, text)),
+        Milestone::Identities(Ok(names)) if names.is_empty() => {
+            noted.pass(Kind::Identity, "no key, but a password");
+        }
+        Milestone::Identities(Ok(names)) => noted.pass(Kind::Identity, &names.join("; ")),
+        Milestone::Greeted(line) => noted.pass(Kind::Greeting, &line),
+        Milestone::Agreed(names) => noted.pass(Kind::Algorithms, &names),
+        Milestone::LoggedIn(by) => noted.pass(Kind::Login, &format!("by {by}")),
+        Milestone::Answered(took) => noted.pass_in(Kind::Ping, took, ""),
+    });
+    let outer = outer.map(|outer| Arc::clone(&outer.visit));
+    let visited = async {
+        let visit = Visit::make(&Arc::new(without_making_a_key(plan)), outer, &milestones).await?;
+        let round_trip = visit.ping().await?;
+        milestones.tell(|| Milestone::Answered(round_trip));
+        Ok(visit)
+    };
+    match visited.await {
+        Ok(visit) => Some(Arc::new(Arrived { visit: Arc::new(visit), turn: Arc::default() })),
+        Err(failure) => {
+            let failure: crate::failure::Failure = failure;
+            let address = *resolved.lock().unwrap_or_else(PoisonError::into_inner);
+            if let (Phase::Tcp, Some(address)) = (failure.cause.phase(), address)
+                && let Some(source) = source_towards(address)
+            {
+                record.set_source(source);
+            }
+            record.fail(runs_as.explain(of_identity(plan, failure)));
+            None
+        }
+    }
+}
+
+fn list(addresses: &[SocketAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
+    addresses.join(", ")
+}
+
+fn describe_connection(plan: &BastionPlan, to: Option<SocketAddr>, from: Option<SocketAddr>) -> String {
+    match (to, from, &plan.jump, &plan.proxy_command) {
+        (Some(to), Some(from), _, _) => format!("{to} from {}", from.ip()),
+        (Some(to), None, _, _) => to.to_string(),
+        (None, _, Some(jump), _) => format!("{} through {jump}", plan.at),
+        // Its arguments may have secrets in them.
+        (None, _, None, Some(argv)) => {
+            format!("by the proxy_command {}", argv.first().map_or("", String::as_str))
+        }
+        (None, _, None, None) => String::new(),
+    }
+}
+
+fn describe_host_key(plan: &BastionPlan, text: String) -> String {
+    let accepts_new =
+        matches!(&plan.trust, TrustPlan::Files(files) if files.policy == HostKeyPolicy::AcceptNew);
+    if accepts_new && text.ends_with("seen for the first time") {
+        return format!("{text}: the daemon would store it (host_key_policy = \"accept-new\")");
+    }
+    text
+}
+
+/// The address that the kernel would send from. Nothing is sent.
+fn source_towards(address: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr =
+        if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(address).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}

@@ -1,0 +1,148 @@
+//! One database through one bastion, from the channel to the query.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::OnceCell;
+
+use super::advice::RunsAs;
+use super::progress::Record;
+use super::{Arrived, Check, Kind, Outcome, Stage, Subject, Way};
+use crate::credentials::Logins;
+use crate::failure::{Cause, Failure};
+use crate::ids::Target;
+use crate::probe::{Passed, cancel, walk};
+use crate::secret;
+use crate::settings::plan::{DatabasePlan, Kind as DatabaseKind, ProbeLevel, TlsMode};
+use crate::tunnel::Seat;
+
+/// What a database is logged in to with: fetched once, for all its ways.
+#[derive(Clone)]
+pub(super) struct Login {
+    plan: Arc<DatabasePlan>,
+    fetched: Arc<OnceCell<Result<secret::Login, Failure>>>,
+}
+
+pub(super) fn login(plan: &Arc<DatabasePlan>) -> Login {
+    Login { plan: Arc::clone(plan), fetched: Arc::default() }
+}
+
+impl Login {
+    /// None where nobody is to log in.
+    async fn get(&self) -> Option<Result<secret::Login, Failure>> {
+        let login = self.plan.probe.login.as_ref().filter(|_| asks_for_login(&self.plan))?;
+        let fetch = async || Logins::new(login.clone(), self.plan.target.clone()).get().await.login;
+        Some(self.fetched.get_or_init(fetch).await.clone())
+    }
+}
+
+fn asks_for_login(plan: &DatabasePlan) -> bool {
+    plan.probe.login.is_some() && plan.probe.level >= ProbeLevel::Login
+}
+
+/// What is to be found out of a database. What its probe does not do is not done here: it may cost.
+pub(super) fn check(way: &Way) -> Check {
+    let plan = &way.database;
+    let awaited = |kind| Stage::new(kind, Outcome::Awaited);
+    let mut stages = Vec::new();
+    stages.extend(asks_for_login(plan).then(|| awaited(Kind::Credentials)));
+    // For a socket sshd has one answer, whether it forbids it or cannot open it.
+    stages.extend(matches!(plan.target, Target::Tcp(_)).then(|| awaited(Kind::Forwarding)));
+    stages.push(awaited(Kind::Reach));
+    for kind in [Kind::Tls, Kind::DatabaseLogin, Kind::Query] {
+        let outcome = not_asked(plan, kind).map_or(Outcome::Awaited, Outcome::NotAsked);
+        stages.push(Stage::new(kind, outcome));
+    }
+    Check { subject: Subject::Database(way.clone()), source: None, stages }
+}
+
+/// Why a stage is left out, if it is.
+fn not_asked(plan: &DatabasePlan, kind: Kind) -> Option<String> {
+    let probe = &plan.probe;
+    let needed = match kind {
+        Kind::Tls => ProbeLevel::Tls,
+        Kind::DatabaseLogin => ProbeLevel::Login,
+        _ => ProbeLevel::Query,
+    };
+    if probe.level < needed {
+        let level = format!("probe.level is \"{}\"", probe.level.as_str());
+        return Some(match (plan.kind, kind) {
+            (_, Kind::Tls) => level,
+            (DatabaseKind::RedshiftServerless, _) => format!("{level}, since a query bills at least 60 s"),
+            (DatabaseKind::Lakebase, _) => format!("{level}, since a login would wake a database at rest"),
+            _ => level,
+        });
+    }
+    match kind {
+        Kind::Tls if probe.tls.mode == TlsMode::Disable => Some("tls.mode is \"disable\"".to_owned()),
+        Kind::DatabaseLogin | Kind::Query if probe.login.is_none() => {
+            Some("no `user` is set for the database".to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// Goes the way that the probe goes.
+pub(super) async fn examine(way: &Way, arrived: &Arrived, login: &Login, record: &Record, runs_as: &RunsAs) {
+    let plan = &way.database;
+    record.begin();
+    let login = match login.get().await {
+        None => None,
+        Some(Ok(login)) => {
+            record.pass(Kind::Credentials, &describe_login(&login));
+            Some(login)
+        }
+        Some(Err(failure)) => {
+            record.fail_at(Kind::Credentials, runs_as.explain(failure));
+            None
+        }
+    };
+    let turn = Mutex::new(Some(arrived.turn.lock().await));
+    record.begin();
+    let seat = Arc::new(Seat::of_visit(arrived.visit.connection(), way.open_timeout));
+    let session = walk(plan, &seat, login.as_ref(), |passed| match passed {
+        Passed::Channel => {
+            turn.lock().unwrap_or_else(PoisonError::into_inner).take();
+            record.pass(Kind::Forwarding, "");
+            record.pass(Kind::Reach, "");
+        }
+        Passed::Tls { encrypted, certificate_expires } => {
+            let text = match (encrypted, certificate_expires) {
+                (false, _) => "the database has none, and tls.mode \"prefer\" goes on without".to_owned(),
+                (true, None) => format!("tls.mode \"{}\"", plan.probe.tls.mode.as_str()),
+                (true, Some(end)) => format!(
+                    "tls.mode \"{}\", certificate good until {}",
+                    plan.probe.tls.mode.as_str(),
+                    humantime::format_rfc3339_seconds(end)
+                ),
+            };
+            record.pass(Kind::Tls, &text);
+        }
+        Passed::Login => record.pass(Kind::DatabaseLogin, ""),
+    });
+    let asked = async {
+        let Some(session) = session.await? else { return Ok(()) };
+        if plan.probe.level >= ProbeLevel::Query {
+            if let Err(failure) = session.query(&plan.probe.query, plan.probe.timeout).await {
+                if failure.cause == Cause::DbQueryTimeout {
+                    cancel(plan, &seat, session.canceller()).await;
+                }
+                return Err(failure);
+            }
+            record.pass(Kind::Query, &plan.probe.query);
+        }
+        session.close().await;
+        Ok(())
+    };
+    if let Err(failure) = asked.await {
+        if matches!(failure.cause, Cause::ChannelConnectFailed | Cause::ChannelTimeout) {
+            // A forward that sshd forbids it refuses at once, and says so.
+            record.pass(Kind::Forwarding, "");
+        }
+        record.fail(runs_as.explain(failure));
+    }
+}
+
+fn describe_login(login: &secret::Login) -> String {
+    let with = if login.password.is_some() { "with a password" } else { "without a password" };
+    format!("user \"{}\" {with}", login.user)
+}
