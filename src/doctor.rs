@@ -15,14 +15,16 @@ mod side;
 mod verdict;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
 use crate::ids::Name;
+use crate::milestones::Milestones;
 use crate::session::Visit;
 use crate::settings::Plan;
+use crate::settings::plan::BastionPlan;
 pub use advice::RunsAs;
 pub use check::{Check, Kind, Outcome, Stage, Subject};
 pub use progress::Progress;
@@ -32,9 +34,26 @@ pub use verdict::{Finding, Verdict};
 
 /// A bastion that we are logged in to.
 struct Arrived {
-    visit: Arc<Visit>,
+    plan: Arc<BastionPlan>,
+    outer: Option<Arc<Self>>,
+    visit: std::sync::Mutex<Arc<Visit>>,
     /// Whoever opens a channel waits for his turn: sshd's words about a refusal do not say which open they are about.
     turn: Arc<Mutex<()>>,
+}
+
+impl Arrived {
+    fn visit(&self) -> Arc<Visit> {
+        Arc::clone(&self.visit.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A fresh session for those whose turn comes next, since on this one the bastion still owes an answer that might be
+    /// taken for theirs. Where none can be had the old one has to do.
+    async fn renew(&self) {
+        let outer = self.outer.as_ref().map(|outer| outer.visit());
+        if let Ok(visit) = Visit::make(&self.plan, outer, &Milestones::default()).await {
+            *self.visit.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(visit);
+        }
+    }
 }
 
 /// What has become of a bastion: nothing yet, or where we are then, unless we did not get there.
@@ -83,8 +102,9 @@ pub async fn examine(selection: &Selection, runs_as: &RunsAs, progress: &Arc<Pro
         let login = logins.entry(way.database.name.clone()).or_insert_with(|| database::login(&way.database));
         let (login, runs_as) = (login.clone(), runs_as.clone());
         tasks.spawn(async move {
+            let login = login.obtain(&record, &runs_as).await;
             if let Some(arrived) = hear(news).await {
-                database::examine(&way, &arrived, &login, &record, &runs_as).await;
+                database::examine(&way, &arrived, login.as_ref(), &record, &runs_as).await;
             }
             record.close();
         });
@@ -93,7 +113,10 @@ pub async fn examine(selection: &Selection, runs_as: &RunsAs, progress: &Arc<Pro
     // Those behind a jump first.
     for plan in selection.bastions.iter().rev() {
         if let Some(arrived) = reached.get(&plan.name).and_then(|news| news.borrow().clone()).flatten() {
-            arrived.visit.close().await;
+            arrived.visit().close().await;
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::advice::{RunsAs, of_identity, without_making_a_key};
 use super::progress::Record;
 use super::{Arrived, Check, Kind, Outcome, Selection, Stage, Subject};
-use crate::failure::Phase;
+use crate::failure::{Cause, Failure, Phase};
 use crate::host_keys::HostKeyPolicy;
 use crate::milestones::{Milestone, Milestones};
 use crate::session::Visit;
@@ -81,17 +81,22 @@ pub(super) async fn examine(
         Milestone::LoggedIn(by) => noted.pass(Kind::Login, &format!("by {by}")),
         Milestone::Answered(took) => noted.pass_in(Kind::Ping, took, ""),
     });
-    let outer = outer.map(|outer| Arc::clone(&outer.visit));
+    let harmless = Arc::new(without_making_a_key(plan));
     let visited = async {
-        let visit = Visit::make(&Arc::new(without_making_a_key(plan)), outer, &milestones).await?;
+        let visit = Visit::make(&harmless, outer.as_ref().map(|outer| outer.visit()), &milestones).await?;
         let round_trip = visit.ping().await?;
         milestones.tell(|| Milestone::Answered(round_trip));
-        Ok(visit)
+        Ok::<_, Failure>(visit)
     };
     match visited.await {
-        Ok(visit) => Some(Arc::new(Arrived { visit: Arc::new(visit), turn: Arc::default() })),
+        Ok(visit) => {
+            let visit = Mutex::new(Arc::new(visit));
+            Some(Arc::new(Arrived { plan: harmless, outer, visit, turn: Arc::default() }))
+        }
         Err(failure) => {
-            let failure: crate::failure::Failure = failure;
+            if let (Cause::ChannelTimeout, Some(outer)) = (failure.cause, &outer) {
+                outer.renew().await;
+            }
             let address = *resolved.lock().unwrap_or_else(PoisonError::into_inner);
             if let (Phase::Tcp, Some(address)) = (failure.cause.phase(), address)
                 && let Some(source) = source_towards(address)

@@ -27,11 +27,21 @@ pub(super) fn login(plan: &Arc<DatabasePlan>) -> Login {
 }
 
 impl Login {
-    /// None where nobody is to log in.
-    async fn get(&self) -> Option<Result<secret::Login, Failure>> {
+    /// None where nobody is to log in, or there is nothing to log in with.
+    pub(super) async fn obtain(&self, record: &Record, runs_as: &RunsAs) -> Option<secret::Login> {
         let login = self.plan.probe.login.as_ref().filter(|_| asks_for_login(&self.plan))?;
         let fetch = async || Logins::new(login.clone(), self.plan.target.clone()).get().await.login;
-        Some(self.fetched.get_or_init(fetch).await.clone())
+        record.begin();
+        match self.fetched.get_or_init(fetch).await {
+            Ok(login) => {
+                record.pass(Kind::Credentials, &describe_login(login));
+                Some(login.clone())
+            }
+            Err(failure) => {
+                record.fail_at(Kind::Credentials, runs_as.explain(failure.clone()));
+                None
+            }
+        }
     }
 }
 
@@ -63,46 +73,40 @@ fn not_asked(plan: &DatabasePlan, kind: Kind) -> Option<String> {
         Kind::DatabaseLogin => ProbeLevel::Login,
         _ => ProbeLevel::Query,
     };
-    if probe.level < needed {
-        let level = format!("probe.level is \"{}\"", probe.level.as_str());
-        return Some(match (plan.kind, kind) {
-            (_, Kind::Tls) => level,
-            (DatabaseKind::RedshiftServerless, _) => format!("{level}, since a query bills at least 60 s"),
-            (DatabaseKind::Lakebase, _) => format!("{level}, since a login would wake a database at rest"),
-            _ => level,
-        });
-    }
-    match kind {
-        Kind::Tls if probe.tls.mode == TlsMode::Disable => Some("tls.mode is \"disable\"".to_owned()),
-        Kind::DatabaseLogin | Kind::Query if probe.login.is_none() => {
-            Some("no `user` is set for the database".to_owned())
+    let level = format!("probe.level is \"{}\"", probe.level.as_str());
+    match (kind, plan.kind) {
+        (Kind::Tls, _) if probe.level < needed => Some(level),
+        (Kind::Tls, _) if probe.tls.mode == TlsMode::Disable => Some("tls.mode is \"disable\"".to_owned()),
+        (Kind::Tls, _) => None,
+        (_, DatabaseKind::RedshiftServerless) if probe.level < needed => {
+            Some(format!("{level}, since a query bills at least 60 s"))
         }
-        _ => None,
+        (_, DatabaseKind::Lakebase) if probe.level < needed => {
+            Some(format!("{level}, since a login wakes a database at rest"))
+        }
+        // Without it no level goes further than TLS.
+        _ if probe.login.is_none() => Some("no `user` is set for the database".to_owned()),
+        _ => (probe.level < needed).then_some(level),
     }
 }
 
 /// Goes the way that the probe goes.
-pub(super) async fn examine(way: &Way, arrived: &Arrived, login: &Login, record: &Record, runs_as: &RunsAs) {
+pub(super) async fn examine(
+    way: &Way,
+    arrived: &Arrived,
+    login: Option<&secret::Login>,
+    record: &Record,
+    runs_as: &RunsAs,
+) {
     let plan = &way.database;
-    record.begin();
-    let login = match login.get().await {
-        None => None,
-        Some(Ok(login)) => {
-            record.pass(Kind::Credentials, &describe_login(&login));
-            Some(login)
-        }
-        Some(Err(failure)) => {
-            record.fail_at(Kind::Credentials, runs_as.explain(failure));
-            None
-        }
-    };
     let turn = Mutex::new(Some(arrived.turn.lock().await));
     record.begin();
-    let seat = Arc::new(Seat::of_visit(arrived.visit.connection(), way.open_timeout));
-    let session = walk(plan, &seat, login.as_ref(), |passed| match passed {
+    let visit = arrived.visit();
+    let seat = Arc::new(Seat::of_visit(visit.connection(), way.open_timeout));
+    let session = walk(plan, &seat, login, |passed| match passed {
         Passed::Channel => {
             turn.lock().unwrap_or_else(PoisonError::into_inner).take();
-            record.pass(Kind::Forwarding, "");
+            record.pass_over(Kind::Forwarding);
             record.pass(Kind::Reach, "");
         }
         Passed::Tls { encrypted, certificate_expires } => {
@@ -136,9 +140,13 @@ pub(super) async fn examine(way: &Way, arrived: &Arrived, login: &Login, record:
     if let Err(failure) = asked.await {
         if matches!(failure.cause, Cause::ChannelConnectFailed | Cause::ChannelTimeout) {
             // A forward that sshd forbids it refuses at once, and says so.
-            record.pass(Kind::Forwarding, "");
+            record.pass_over(Kind::Forwarding);
         }
+        let is_owed = failure.cause == Cause::ChannelTimeout;
         record.fail(runs_as.explain(failure));
+        if is_owed {
+            arrived.renew().await;
+        }
     }
 }
 

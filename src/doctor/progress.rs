@@ -68,16 +68,26 @@ impl Record {
         self.pass_in(kind, self.elapsed(), text);
     }
 
+    /// A stage went well in so long a time.
     pub(super) fn pass_in(&self, kind: Kind, took: Duration, text: &str) {
+        if self.mark(kind, Some(took), text) {
+            self.begin();
+        }
+    }
+
+    /// A stage is known to have gone well, since a later one has an outcome: its time is that one's.
+    pub(super) fn pass_over(&self, kind: Kind) {
+        self.mark(kind, None, "");
+    }
+
+    fn mark(&self, kind: Kind, took: Option<Duration>, text: &str) -> bool {
         let passed = self.change(|check| {
             let awaited = |stage: &&mut Stage| stage.kind == kind && stage.outcome == Outcome::Awaited;
             let stage = check.stages.iter_mut().find(awaited)?;
-            (stage.took, stage.outcome) = (Some(took), Outcome::Passed(one_line(text, MAX_TEXT)));
+            (stage.took, stage.outcome) = (took, Outcome::Passed(one_line(text, MAX_TEXT)));
             Some(())
         });
-        if passed.is_some() {
-            self.begin();
-        }
+        passed.is_some()
     }
 
     /// A stage went wrong, and others may still go well.
@@ -100,7 +110,7 @@ impl Record {
         let is_of_the_key = failure.cause.phase() == Phase::HostKey;
         if is_of_the_key && failure.cause != Cause::HostKeyUnreadable {
             // It comes inside the key exchange, in which the algorithms have done their work.
-            self.pass(Kind::Algorithms, "");
+            self.pass_over(Kind::Algorithms);
         }
         let current = self.change(|check| {
             let awaited = |stage: &&Stage| stage.outcome == Outcome::Awaited;

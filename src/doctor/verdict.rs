@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Check, Side, Subject};
-use crate::failure::Failure;
+use crate::failure::{Failure, Phase};
 
 /// Something to be mended.
 #[derive(Clone, Debug)]
@@ -12,8 +12,10 @@ pub struct Finding {
     pub subjects: Vec<String>,
     /// What it is.
     pub failure: Failure,
-    /// Where it is mended.
+    /// Who has to change something.
     pub side: Side,
+    /// The same by name, where it has one.
+    pub place: String,
     /// The address that an allow list would have to know us by, where it may be one that keeps us out.
     pub source: Option<IpAddr>,
 }
@@ -37,7 +39,7 @@ impl Verdict {
         for check in checks {
             for failure in check.failures() {
                 let subject = check.subject.name();
-                match findings.iter_mut().find(|known| known.failure == *failure) {
+                match findings.iter_mut().find(|known| is_the_same(&known.failure, failure)) {
                     Some(known) => known.subjects.push(subject),
                     None => findings.push(finding(check, subject, failure)),
                 }
@@ -48,10 +50,36 @@ impl Verdict {
     }
 }
 
+/// Its advice may differ by what it was about.
+fn is_the_same(one: &Failure, other: &Failure) -> bool {
+    (one.cause, one.detail()) == (other.cause, other.detail())
+}
+
 fn finding(check: &Check, subject: String, failure: &Failure) -> Finding {
-    let side = Side::of(failure.cause);
+    let side = side(check, failure);
     let source = check.source.filter(|_| matches!(side, Side::Network | Side::Bastion));
-    Finding { subjects: vec![subject], failure: failure.clone(), side, source }
+    let place = place(check, failure, side);
+    Finding { subjects: vec![subject], failure: failure.clone(), side, place, source }
+}
+
+/// What a jump connects to is no database.
+fn side(check: &Check, failure: &Failure) -> Side {
+    match (&check.subject, Side::of(failure.cause)) {
+        (Subject::Bastion(_), Side::Database) => Side::Network,
+        (_, side) => side,
+    }
+}
+
+fn place(check: &Check, failure: &Failure, side: Side) -> String {
+    match (side, &check.subject) {
+        (Side::Bastion, Subject::Bastion(plan)) => match &plan.jump {
+            Some(jump) if failure.cause.phase() == Phase::Channel => format!("bastion {jump}"),
+            _ => format!("bastion {}", plan.name),
+        },
+        (Side::Bastion, Subject::Database(way)) => format!("bastion {}", way.bastion),
+        (Side::Database, Subject::Database(way)) => format!("database {}", way.database.name),
+        _ => side.label().to_owned(),
+    }
 }
 
 /// How a thing stands that has one way or several.
@@ -84,7 +112,7 @@ fn summary(checks: &[Check], passed: bool) -> Vec<String> {
     let mut summary = Vec::new();
     if !bad_bastions.is_empty() {
         let of = number(bastion_count, "bastion");
-        summary.push(format!("{} of {of} failed: {}.", bad_bastions.len(), bad_bastions.join(", ")));
+        summary.push(format!("{} of {of} cannot be used: {}.", bad_bastions.len(), bad_bastions.join(", ")));
     }
     if !bad_databases.is_empty() {
         let of = number(database_count, "database");

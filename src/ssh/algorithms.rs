@@ -98,8 +98,9 @@ fn with_host_keys(host_keys: Vec<Algorithm>, legacy: bool) -> Preferred {
 
 /// What was agreed on, in words. A cipher that authenticates by itself has no MAC beside it.
 pub(super) fn describe(names: &Names) -> String {
-    let mac = names.client_mac.as_ref();
-    let mac = if mac == "none" { String::new() } else { format!(", {mac}") };
+    let by_itself =
+        [cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305].contains(&names.cipher);
+    let mac = if by_itself { String::new() } else { format!(", {}", names.client_mac.as_ref()) };
     format!("{}, {}, {}{mac}", names.kex.as_ref(), names.key.as_str(), names.cipher.as_ref())
 }
 

@@ -144,7 +144,7 @@ impl Login<'_> {
                 && let Some(identity) = left.next()
             {
                 let accepted_before = self.tally.accepted();
-                last = identity;
+                last = &identity.name;
                 let answer = self.show(identity, methods).await?;
                 if matches!(answer, Answer::Accepted) || self.tally.accepted() > accepted_before {
                     used = used.or_else(|| identity.term.clone());

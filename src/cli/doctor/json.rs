@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 
 use crate::cli::Stop;
 use crate::cli::asking::print_json;
-use crate::doctor::{Check, Finding, Outcome, Side, Stage, Subject, Verdict};
-use crate::failure::Failure;
+use crate::doctor::{Check, Finding, Outcome, Stage, Subject, Verdict};
 use crate::settings::{Note, Problem, Settings};
 
 pub(super) fn print(
@@ -66,7 +65,7 @@ fn check(check: &Check) -> Value {
 fn stage(stage: &Stage) -> Value {
     let (word, detail, failed) = match &stage.outcome {
         Outcome::Passed(text) => ("passed", Some(text), None),
-        Outcome::Failed(why) => ("failed", None, Some(failure(why))),
+        Outcome::Failed(why) => ("failed", None, Some(why)),
         Outcome::NotAsked(reason) => ("not_asked", Some(reason), None),
         Outcome::Awaited | Outcome::NotReached => ("not_reached", None, None),
     };
@@ -82,15 +81,9 @@ fn stage(stage: &Stage) -> Value {
 fn finding(finding: &Finding) -> Value {
     json!({
         "subjects": finding.subjects,
-        "failure": failure(&finding.failure),
+        "failure": finding.failure,
+        "side": finding.side.key(),
+        "place": finding.place,
         "source_address": finding.source,
     })
-}
-
-fn failure(failure: &Failure) -> Value {
-    let mut value = json!(failure);
-    if let Some(members) = value.as_object_mut() {
-        members.insert("side".to_owned(), Side::of(failure.cause).key().into());
-    }
-    value
 }

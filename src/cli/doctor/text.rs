@@ -51,7 +51,7 @@ pub(super) fn print_configuration(
     style: Style,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    for line in wrap(&format!("configuration {}: {}", files(settings), how_many(settings)), 0, 2) {
+    for line in wrap(&format!("configuration ({}): {}", files(settings), how_many(settings)), 0, 2) {
         writeln!(out, "{}", style.head(&line))?;
     }
     for Note { key, text } in notes {
@@ -171,7 +171,7 @@ pub(super) fn print_verdict(verdict: &Verdict, style: Style, out: &mut impl Writ
 }
 
 fn print_finding(finding: &Finding, style: Style, out: &mut impl Write) -> io::Result<()> {
-    let Finding { subjects, failure, side, source } = finding;
+    let Finding { subjects, failure, place, source, .. } = finding;
     writeln!(out)?;
     for line in wrap(&format!("{}: {}", subjects.join(", "), show_cause(failure.cause)), 0, 2) {
         writeln!(out, "{}", style.head(&line))?;
@@ -181,7 +181,7 @@ fn print_finding(finding: &Finding, style: Style, out: &mut impl Write) -> io::R
     });
     let fields = [
         ("found", Some(failure.detail().to_owned())),
-        ("where", Some(side.label().to_owned())),
+        ("where", Some(place.clone())),
         ("do", Some(failure.hint().to_owned())),
         ("from", source),
     ];
@@ -216,4 +216,31 @@ fn wrap(text: &str, first: usize, rest: usize) -> Vec<String> {
     }
     lines.push(line);
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_broken_between_words_and_only_there() {
+        let long = "x".repeat(100);
+        let text = format!("{} {} end", "word ".repeat(20).trim(), long);
+        let lines = wrap(&text, 10, 4);
+        assert!(lines.iter().all(|line| line.chars().count() <= WIDTH || line.trim() == long), "{lines:#?}");
+        assert!(lines.first().unwrap().chars().count() <= WIDTH - 10);
+        assert!(lines.iter().skip(1).all(|line| line.starts_with("    ") && !line.starts_with("     ")));
+        let words: Vec<&str> = lines.iter().flat_map(|line| line.split_whitespace()).collect();
+        assert_eq!(words, text.split(' ').collect::<Vec<_>>());
+        assert_eq!(wrap("", 5, 5), [""]);
+    }
+
+    #[test]
+    fn times_have_two_digits_that_matter() {
+        for (micros, expected) in
+            [(40, "0.0 ms"), (9_940, "9.9 ms"), (9_960, "10 ms"), (999_000, "999 ms"), (1_240_000, "1.2 s")]
+        {
+            assert_eq!(show(Duration::from_micros(micros)), expected);
+        }
+    }
 }
