@@ -49,6 +49,10 @@ impl Arrived {
     /// A fresh session for those whose turn comes next, since on this one the bastion still owes an answer that might be
     /// taken for theirs. Where none can be had the old one has to do.
     async fn renew(&self) {
+        let _turn = match &self.outer {
+            Some(outer) => Some(outer.turn.lock().await),
+            None => None,
+        };
         let outer = self.outer.as_ref().map(|outer| outer.visit());
         if let Ok(visit) = Visit::make(&self.plan, outer, &Milestones::default()).await {
             *self.visit.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(visit);

@@ -130,8 +130,8 @@ fn describe_connection(plan: &BastionPlan, to: Option<SocketAddr>, from: Option<
 fn describe_host_key(plan: &BastionPlan, text: String) -> String {
     let accepts_new =
         matches!(&plan.trust, TrustPlan::Files(files) if files.policy == HostKeyPolicy::AcceptNew);
-    if accepts_new && text.ends_with("seen for the first time") {
-        return format!("{text}: the daemon would store it (host_key_policy = \"accept-new\")");
+    if accepts_new && text.starts_with("seen for the first time") {
+        return format!("{text}, which the daemon would store (host_key_policy = \"accept-new\")");
     }
     text
 }

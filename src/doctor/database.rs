@@ -1,8 +1,9 @@
 //! One database through one bastion, from the channel to the query.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::SystemTime;
 
-use tokio::sync::OnceCell;
+use tokio::sync::{MutexGuard, OnceCell};
 
 use super::advice::RunsAs;
 use super::progress::Record;
@@ -12,6 +13,7 @@ use crate::failure::{Cause, Failure};
 use crate::ids::Target;
 use crate::probe::{Passed, cancel, walk};
 use crate::secret;
+use crate::session::Visit;
 use crate::settings::plan::{DatabasePlan, Kind as DatabaseKind, ProbeLevel, TlsMode};
 use crate::tunnel::Seat;
 
@@ -90,7 +92,7 @@ fn not_asked(plan: &DatabasePlan, kind: Kind) -> Option<String> {
     }
 }
 
-/// Goes the way that the probe goes.
+/// Goes the way that the probe goes, once it has its turn.
 pub(super) async fn examine(
     way: &Way,
     arrived: &Arrived,
@@ -98,54 +100,64 @@ pub(super) async fn examine(
     record: &Record,
     runs_as: &RunsAs,
 ) {
-    let plan = &way.database;
-    let turn = Mutex::new(Some(arrived.turn.lock().await));
+    let mut turn = Some(arrived.turn.lock().await);
     record.begin();
-    let visit = arrived.visit();
+    let gone = Box::pin(go(way, &arrived.visit(), &mut turn, login, record)).await;
+    let Err(failure) = gone else { return };
+    if matches!(failure.cause, Cause::ChannelConnectFailed | Cause::ChannelTimeout) {
+        // A forward that sshd forbids it refuses at once, and says so.
+        record.pass_over(Kind::Forwarding);
+    }
+    let is_owed = failure.cause == Cause::ChannelTimeout;
+    record.fail(runs_as.explain(failure));
+    if is_owed {
+        arrived.renew().await;
+    }
+}
+
+async fn go(
+    way: &Way,
+    visit: &Visit,
+    turn: &mut Option<MutexGuard<'_, ()>>,
+    login: Option<&secret::Login>,
+    record: &Record,
+) -> Result<(), Failure> {
+    let plan = &way.database;
     let seat = Arc::new(Seat::of_visit(visit.connection(), way.open_timeout));
     let session = walk(plan, &seat, login, |passed| match passed {
         Passed::Channel => {
-            turn.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // The next one may open his.
+            turn.take();
             record.pass_over(Kind::Forwarding);
             record.pass(Kind::Reach, "");
         }
         Passed::Tls { encrypted, certificate_expires } => {
-            let text = match (encrypted, certificate_expires) {
-                (false, _) => "the database has none, and tls.mode \"prefer\" goes on without".to_owned(),
-                (true, None) => format!("tls.mode \"{}\"", plan.probe.tls.mode.as_str()),
-                (true, Some(end)) => format!(
-                    "tls.mode \"{}\", certificate good until {}",
-                    plan.probe.tls.mode.as_str(),
-                    humantime::format_rfc3339_seconds(end)
-                ),
-            };
-            record.pass(Kind::Tls, &text);
+            record.pass(Kind::Tls, &describe_tls(plan, encrypted, certificate_expires));
         }
         Passed::Login => record.pass(Kind::DatabaseLogin, ""),
     });
-    let asked = async {
-        let Some(session) = session.await? else { return Ok(()) };
-        if plan.probe.level >= ProbeLevel::Query {
-            if let Err(failure) = session.query(&plan.probe.query, plan.probe.timeout).await {
-                if failure.cause == Cause::DbQueryTimeout {
-                    cancel(plan, &seat, session.canceller()).await;
-                }
-                return Err(failure);
+    let Some(session) = session.await? else { return Ok(()) };
+    if plan.probe.level >= ProbeLevel::Query {
+        if let Err(failure) = session.query(&plan.probe.query, plan.probe.timeout).await {
+            if failure.cause == Cause::DbQueryTimeout {
+                cancel(plan, &seat, session.canceller()).await;
             }
-            record.pass(Kind::Query, &plan.probe.query);
+            return Err(failure);
         }
-        session.close().await;
-        Ok(())
-    };
-    if let Err(failure) = asked.await {
-        if matches!(failure.cause, Cause::ChannelConnectFailed | Cause::ChannelTimeout) {
-            // A forward that sshd forbids it refuses at once, and says so.
-            record.pass_over(Kind::Forwarding);
-        }
-        let is_owed = failure.cause == Cause::ChannelTimeout;
-        record.fail(runs_as.explain(failure));
-        if is_owed {
-            arrived.renew().await;
+        record.pass(Kind::Query, &plan.probe.query);
+    }
+    session.close().await;
+    Ok(())
+}
+
+fn describe_tls(plan: &DatabasePlan, encrypted: bool, certificate_expires: Option<SystemTime>) -> String {
+    let mode = plan.probe.tls.mode.as_str();
+    match (encrypted, certificate_expires) {
+        (false, _) => format!("the database has none, and tls.mode \"{mode}\" goes on without"),
+        (true, None) => format!("tls.mode \"{mode}\""),
+        (true, Some(end)) => {
+            let end = humantime::format_rfc3339_seconds(end);
+            format!("tls.mode \"{mode}\", certificate good until {end}")
         }
     }
 }

@@ -42,7 +42,9 @@ impl Visit {
         let connected = ssh::connect(plan, through, Arc::clone(&trusted), gate, deadline, milestones).await;
         let connected = connected.map_err(|failure| trust::advise(plan, failure))?;
         let key = &connected.seen.key;
-        milestones.tell(|| Milestone::HostKey(format!("{key}, {}", trusted.grounds(&plan.at, key))));
+        milestones.tell(|| {
+            Milestone::HostKey(format!("{}: {}", trusted.grounds(&plan.at, key), key.fingerprint()))
+        });
         let connection = connected.login(&plan.user, &identities?, fetch_password(plan), deadline).await?;
         Ok(Self { plan: Arc::clone(plan), connection: Owned(connection), _outer: outer })
     }

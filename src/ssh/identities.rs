@@ -73,7 +73,15 @@ impl Identities {
     /// Each key and certificate in words, in the order in which they are tried.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.list.iter().map(ToString::to_string).collect()
+        let words = |identity: &Identity| match &identity.shown {
+            Shown::Key(key) => {
+                format!("{}, {} {}", identity.name, key.algorithm(), key.fingerprint(HashAlg::Sha256))
+            }
+            Shown::Certificate(certificate) => {
+                format!("{}, {}", identity.name, certificate::describe(certificate))
+            }
+        };
+        self.list.iter().map(words).collect()
     }
 
     /// What should have been among them and is not.

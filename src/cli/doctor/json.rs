@@ -1,6 +1,7 @@
 //! What `doctor` finds, for programs and support tickets. No secret comes so far.
 
 use std::io::Write;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
@@ -19,6 +20,7 @@ pub(super) fn print(
     let notes: Vec<Value> = notes.iter().map(|note| json!({ "key": note.key, "text": note.text })).collect();
     let report = json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "at": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         "passed": verdict.passed,
         "summary": verdict.summary,
         "configuration": { "files": settings.files, "notes": notes, "problems": [] },
