@@ -15,9 +15,9 @@ pub enum Milestone {
     Identities(Result<Vec<String>, Failure>),
     /// The bastion's name has these addresses.
     Resolved(Vec<SocketAddr>),
-    /// Bytes can be exchanged.
+    /// Bytes can be exchanged. Where a command leads there this is known only by the greeting, and not told.
     Connected {
-        /// The bastion's address, unless another hop or a command leads to it.
+        /// The bastion's address, unless another hop leads to it.
         to: Option<SocketAddr>,
         /// Ours.
         from: Option<SocketAddr>,

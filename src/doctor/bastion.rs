@@ -76,7 +76,12 @@ pub(super) async fn examine(
             noted.pass(Kind::Identity, "no key, but a password");
         }
         Milestone::Identities(Ok(names)) => noted.pass(Kind::Identity, &names.join("; ")),
-        Milestone::Greeted(line) => noted.pass(Kind::Greeting, &line),
+        Milestone::Greeted(line) => {
+            if let Some(command) = &bastion.proxy_command {
+                noted.pass(Kind::Connection, &describe_command(command));
+            }
+            noted.pass(Kind::Greeting, &line);
+        }
         Milestone::Agreed(names) => noted.pass(Kind::Algorithms, &names),
         Milestone::LoggedIn(by) => noted.pass(Kind::Login, &format!("by {by}")),
         Milestone::Answered(took) => noted.pass_in(Kind::Ping, took, ""),
@@ -115,16 +120,17 @@ fn list(addresses: &[SocketAddr]) -> String {
 }
 
 fn describe_connection(plan: &BastionPlan, to: Option<SocketAddr>, from: Option<SocketAddr>) -> String {
-    match (to, from, &plan.jump, &plan.proxy_command) {
-        (Some(to), Some(from), _, _) => format!("{to} from {}", from.ip()),
-        (Some(to), None, _, _) => to.to_string(),
-        (None, _, Some(jump), _) => format!("{} through {jump}", plan.at),
-        // Its arguments may have secrets in them.
-        (None, _, None, Some(argv)) => {
-            format!("by the proxy_command {}", argv.first().map_or("", String::as_str))
-        }
-        (None, _, None, None) => String::new(),
+    match (to, from, &plan.jump) {
+        (Some(to), Some(from), _) => format!("{to} from {}", from.ip()),
+        (Some(to), None, _) => to.to_string(),
+        (None, _, Some(jump)) => format!("{} through {jump}", plan.at),
+        (None, _, None) => String::new(),
     }
+}
+
+/// Its arguments may have secrets in them.
+fn describe_command(argv: &[String]) -> String {
+    format!("by the proxy_command {}", argv.first().map_or("", String::as_str))
 }
 
 fn describe_host_key(plan: &BastionPlan, text: String) -> String {

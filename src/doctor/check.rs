@@ -176,6 +176,13 @@ impl Check {
         self.stages.iter().all(good)
     }
 
+    /// Whether what it is behind was not reached: not even its first stage on the way was gone through.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        let first = self.stages.iter().find(|stage| stage.kind != Kind::Credentials);
+        first.is_some_and(|stage| stage.outcome == Outcome::NotReached)
+    }
+
     /// What went wrong.
     pub fn failures(&self) -> impl Iterator<Item = &Failure> {
         self.stages.iter().filter_map(|stage| match &stage.outcome {

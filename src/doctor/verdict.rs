@@ -57,7 +57,8 @@ fn is_the_same(one: &Failure, other: &Failure) -> bool {
 
 fn finding(check: &Check, subject: String, failure: &Failure) -> Finding {
     let side = side(check, failure);
-    let source = check.source.filter(|_| matches!(side, Side::Network | Side::Bastion));
+    let source =
+        check.source.filter(|source| matches!(side, Side::Network | Side::Bastion) && !source.is_loopback());
     let place = place(check, failure, side);
     Finding { subjects: vec![subject], failure: failure.clone(), side, place, source }
 }

@@ -91,15 +91,13 @@ pub(super) async fn meet(
 ) -> Result<Connected, Failure> {
     let bastion = &plan.at;
     let guard = Guard::new(bastion.clone(), scrutiny, gate, milestones.clone());
-    let by_another_way = || milestones.tell(|| Milestone::Connected { to: None, from: None });
     if let Some(outer) = through {
         let jump = open_jump(outer, plan).await?;
-        by_another_way();
+        milestones.tell(|| Milestone::Connected { to: None, from: None });
         return shake_hands(plan, jump, config(preferred), guard, deadline).await;
     }
     if let Some(argv) = &plan.proxy_command {
         let (proxy, fate) = Proxy::start(argv, bastion, &plan.user)?;
-        by_another_way();
         return match shake_hands(plan, proxy, config(preferred), guard, deadline).await {
             // The bastion has not been heard, so it is the command that is to blame.
             Err(failure) if failure.cause == Cause::BannerClosed => Err(fate.explain(bastion).await),

@@ -2,15 +2,18 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::host_keys::{ED25519, fingerprint, key_of, other_key, own_file};
 use crate::support::daemon::{command, configured, run};
 use crate::support::postgres::{DATABASE, PASSWORD, SCRAM, TRUSTED};
-use crate::support::{Bastion, Daemon, Postgres, free_port};
+use crate::support::{Bastion, Daemon, Postgres};
+use crate::ways::through;
 
 fn out(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -279,10 +282,11 @@ fn what_costs_is_not_asked_and_each_refusal_is_told_in_sshds_words() {
     // Whoever logged in to it would find no such database.
     let costly = Postgres::shared().section("costly", "prod").replace(DATABASE, "nobody_asks_for_it");
     let costly = format!("{costly}kind = \"redshift-serverless\"\ntls = {{ mode = \"require\" }}\n");
+    let (_kept, closed) = closed_port();
     let closed = |name: &str| {
         let port = Postgres::shared().port;
         let section = Postgres::shared().section(name, "prod");
-        section.replace(&format!("port = {port}"), &format!("port = {}", free_port()))
+        section.replace(&format!("port = {port}"), &format!("port = {closed}"))
     };
     let unresolved = closed("unresolved").replace("host = \"127.0.0.1\"", "host = \"no-such-host.invalid\"");
     let (_dir, path) = configured(&format!(
@@ -326,6 +330,51 @@ fn what_the_configuration_does_not_have_is_said() {
     assert_eq!(report["passed"], false);
     let problems = report["configuration"]["problems"].as_array().unwrap();
     assert!(problems.iter().any(|problem| problem.as_str().unwrap().contains("colour")), "{report}");
+}
+
+/// A port that nobody listens on, and that nobody else gets while this is kept.
+fn closed_port() -> (Socket, u16) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    (socket, port)
+}
+
+#[test]
+fn a_bastion_that_is_not_reached_is_told_by_the_stage_and_keeps_none_from_being_tried() {
+    let bastion = Bastion::start();
+    let (_kept, closed) = closed_port();
+    let named = bastion.section("named", 22).replace("\"127.0.0.1\"", "\"no-such-host.invalid\"");
+    let (broken, command) =
+        (bastion.section("broken", bastion.port), bastion.section("command", bastion.port));
+    let broken = format!("{broken}proxy_command = [\"sh\", \"-c\", \"exit 3\", \"hunter2\"]\n");
+    let command = format!("{command}{}", through(&bastion));
+    let (_dir, path) = configured(&format!(
+        "{}{}{named}{broken}{command}{}",
+        bastion.section("good", bastion.port),
+        bastion.section("closed", closed),
+        with_a_password("[\"closed\", \"named\", \"broken\", \"good\"]"),
+    ));
+    let found = report(&path, &[], 1);
+    for (name, stage, rest) in [
+        ("closed", "tcp failed refused", "banner not_reached"),
+        ("named", "dns failed not_found", "tcp not_reached"),
+        ("broken", "tcp failed proxy_command_failed", "banner not_reached"),
+    ] {
+        let (check, way) = (check(&found, name, None), check(&found, "analytics", Some(name)));
+        assert_eq!(stages(check)[..3], ["identity passed", stage, rest]);
+        assert_eq!(stages(way)[..2], ["credentials passed", "forwarding not_reached"]);
+    }
+    assert_eq!(stages(check(&found, "analytics", Some("good"))), ANSWERED);
+    assert_eq!(stages(check(&found, "command", None))[..7], LOGGED_IN);
+    assert_eq!(detail(check(&found, "command", None), "tcp"), "by the proxy_command ssh");
+    let text = out(&run(&path, &["doctor"]));
+    assert!(text.contains("\n3 of 5 bastions cannot be used: broken, closed, named.\n"), "{text}");
+    assert!(
+        text.contains("analytics can be used through good, and not through closed or named or broken."),
+        "{text}"
+    );
+    assert!(!text.contains("hunter2") && !found.to_string().contains("hunter2"));
 }
 
 /// What a terminal is sent.

@@ -55,8 +55,8 @@ pub(super) fn print_configuration(
         writeln!(out, "{}", style.head(&line))?;
     }
     for Note { key, text } in notes {
-        for line in wrap(&format!("note: {key}: {text}"), 2, 8) {
-            writeln!(out, "  {line}")?;
+        for line in indented(&format!("note: {key}: {text}"), 8) {
+            writeln!(out, "{line}")?;
         }
     }
     Ok(())
@@ -117,15 +117,11 @@ fn not_reached(check: &Check) -> Vec<String> {
         return Vec::new();
     }
     let why = match check.subject.behind() {
-        Some(bastion) if check.failures().next().is_none() => format!(" (see bastion {bastion})"),
+        Some(bastion) if check.is_cut_off() => format!(" (see bastion {bastion})"),
         _ => String::new(),
     };
     let text = format!("not reached: {}{why}", left.join(", "));
-    wrap(&text, 2, 15)
-        .into_iter()
-        .enumerate()
-        .map(|(index, line)| if index == 0 { format!("  {line}") } else { line })
-        .collect()
+    indented(&text, 15)
 }
 
 fn show_cause(cause: Cause) -> String {
@@ -193,6 +189,15 @@ fn print_finding(finding: &Finding, style: Style, out: &mut impl Write) -> io::R
         }
     }
     Ok(())
+}
+
+/// A text that stands two columns from the left, its later lines as many as `rest`.
+fn indented(text: &str, rest: usize) -> Vec<String> {
+    let mut lines = wrap(text, 2, rest);
+    if let Some(first) = lines.first_mut() {
+        first.insert_str(0, "  ");
+    }
+    lines
 }
 
 /// Breaks a text between words into lines of at most [`WIDTH`] columns. The first begins at the column `first` and comes
