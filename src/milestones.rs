@@ -13,6 +13,8 @@ use crate::failure::Failure;
 pub enum Milestone {
     /// What there is to log in with, each in words, or why there is nothing.
     Identities(Result<Vec<String>, Failure>),
+    /// One of them is the daemon's own, with this public line.
+    OwnKey(String),
     /// The bastion's name has these addresses.
     Resolved(Vec<SocketAddr>),
     /// Bytes can be exchanged. Where a command leads there this is known only by the greeting, and not told.

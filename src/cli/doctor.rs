@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Uid, User, geteuid};
+use tokio::time::{sleep, timeout};
 
 use super::configuration::missing_files;
 use super::trust::as_daemon;
@@ -22,10 +23,26 @@ use text::Style;
 /// How often it is shown that something still takes its time.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Changes that come together are shown together: showing them takes time that would be taken for a stage's.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Goes to the beginning of the line, and empties it.
 const CLEAR_LINE: &str = "\r\x1b[K";
 
 pub(super) fn doctor(
+    surroundings: &Surroundings,
+    names: &[String],
+    format: Format,
+    out: &mut impl Write,
+) -> Result<(), Stop> {
+    match look(surroundings, names, format, out) {
+        // Who has not read to the end has not seen that all is well.
+        Err(Stop::Unread) => Err(Stop::Told),
+        looked => looked,
+    }
+}
+
+fn look(
     surroundings: &Surroundings,
     names: &[String],
     format: Format,
@@ -73,11 +90,15 @@ async fn follow(
 ) -> io::Result<()> {
     let started = Instant::now();
     let mut examined = std::pin::pin!(examine(selection, runs_as, progress));
+    shown.update(progress, false, started.elapsed(), out)?;
     loop {
+        let change = async {
+            let _ = timeout(TICK, progress.changed()).await;
+            sleep(PAUSE).await;
+        };
         let over = tokio::select! {
             () = &mut examined => true,
-            () = progress.changed() => false,
-            () = tokio::time::sleep(TICK) => false,
+            () = change => false,
         };
         shown.update(progress, over, started.elapsed(), out)?;
         if over {

@@ -38,7 +38,7 @@ pub(super) fn check(plan: &Plan, selection: &Selection, bastion: &Arc<BastionPla
         };
         stages.push(Stage::new(Kind::Forwarding, Outcome::NotAsked(reason.to_owned())));
     }
-    Check { subject: Subject::Bastion(Arc::clone(bastion)), source: None, stages }
+    Check { subject: Subject::Bastion(Arc::clone(bastion)), source: None, own_key: None, stages }
 }
 
 /// Logs in, and returns where we are then.
@@ -72,6 +72,7 @@ pub(super) async fn examine(
             noted.pass(Kind::Connection, &describe_connection(&bastion, to, from));
         }
         Milestone::HostKey(text) => noted.pass(Kind::HostKey, &describe_host_key(&bastion, text)),
+        Milestone::OwnKey(line) => noted.set_own_key(line),
         Milestone::Identities(Ok(names)) if names.is_empty() => {
             noted.pass(Kind::Identity, "no key, but a password");
         }

@@ -164,6 +164,8 @@ pub struct Check {
     pub subject: Subject,
     /// The address that this machine has towards it, where that is known.
     pub source: Option<IpAddr>,
+    /// The public line of the daemon's own key, where that is what it logs in with.
+    pub own_key: Option<String>,
     /// In order.
     pub stages: Vec<Stage>,
 }

@@ -64,7 +64,7 @@ pub(super) fn check(way: &Way) -> Check {
         let outcome = not_asked(plan, kind).map_or(Outcome::Awaited, Outcome::NotAsked);
         stages.push(Stage::new(kind, outcome));
     }
-    Check { subject: Subject::Database(way.clone()), source: None, stages }
+    Check { subject: Subject::Database(way.clone()), source: None, own_key: None, stages }
 }
 
 /// Why a stage is left out, if it is.

@@ -136,6 +136,10 @@ impl Record {
         self.change(|check| check.source = Some(source));
     }
 
+    pub(super) fn set_own_key(&self, line: String) {
+        self.change(|check| check.own_key = Some(line));
+    }
+
     fn elapsed(&self) -> Duration {
         self.since.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Check, Side, Subject};
-use crate::failure::{Failure, Phase};
+use crate::failure::{Cause, Failure, Phase};
 
 /// Something to be mended.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct Finding {
     pub place: String,
     /// The address that an allow list would have to know us by, where it may be one that keeps us out.
     pub source: Option<IpAddr>,
+    /// The public line of the daemon's own key, where the bastion rejects that.
+    pub own_key: Option<String>,
 }
 
 /// The result.
@@ -60,7 +62,8 @@ fn finding(check: &Check, subject: String, failure: &Failure) -> Finding {
     let source =
         check.source.filter(|source| matches!(side, Side::Network | Side::Bastion) && !source.is_loopback());
     let place = place(check, failure, side);
-    Finding { subjects: vec![subject], failure: failure.clone(), side, place, source }
+    let own_key = check.own_key.clone().filter(|_| failure.cause == Cause::AuthRejected);
+    Finding { subjects: vec![subject], failure: failure.clone(), side, place, source, own_key }
 }
 
 /// What a jump connects to is no database.

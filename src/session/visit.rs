@@ -35,6 +35,9 @@ impl Visit {
     ) -> Result<Self, Failure> {
         let identities = load_identities(plan).await;
         milestones.tell(|| Milestone::Identities(identities.as_ref().map(list).map_err(Clone::clone)));
+        if let Some(line) = identities.as_ref().ok().and_then(|all| all.own_public_key.as_ref()) {
+            milestones.tell(|| Milestone::OwnKey(line.clone()));
+        }
         let trusted = Arc::new(trust::read(plan).await?);
         let deadline = Instant::now() + plan.connect_timeout;
         let gate = Gate::new(&BufferMemory::new(usize::MAX), Arc::default());

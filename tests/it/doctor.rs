@@ -260,6 +260,23 @@ fn a_key_that_is_not_there_is_not_made_and_does_not_keep_the_rest_from_being_tri
 }
 
 #[test]
+fn a_key_of_the_daemons_own_that_the_bastion_rejects_is_shown() {
+    let bastion = Bastion::start();
+    let database = Postgres::shared().section("analytics", "own");
+    let (_dir, path) = configured(&format!("{}{database}", bastion.keyless_section("own", bastion.port)));
+    assert!(run(&path, &["keygen", "own"]).status.success());
+    let public = fs::read_to_string(path.with_file_name("state").join("keys/own.pub")).unwrap();
+    let found = report(&path, &[], 1);
+    assert_eq!(stages(check(&found, "own", None))[5], "auth failed rejected");
+    assert_eq!(found["findings"][0]["public_key"], public.trim());
+    let text = out(&run(&path, &["doctor"]));
+    let key = public.split(' ').nth(1).unwrap();
+    assert!(text.contains(key) && text.contains("`tunnelkeeper keygen`"), "{text}");
+    bastion.authorize(&public);
+    report(&path, &[], 0);
+}
+
+#[test]
 fn a_first_host_key_is_believed_where_the_daemon_would_and_not_stored() {
     let bastion = Bastion::start();
     let section = bastion.unknown_section("prod");

@@ -87,5 +87,6 @@ fn finding(finding: &Finding) -> Value {
         "side": finding.side.key(),
         "place": finding.place,
         "source_address": finding.source,
+        "public_key": finding.own_key,
     })
 }

@@ -167,7 +167,7 @@ pub(super) fn print_verdict(verdict: &Verdict, style: Style, out: &mut impl Writ
 }
 
 fn print_finding(finding: &Finding, style: Style, out: &mut impl Write) -> io::Result<()> {
-    let Finding { subjects, failure, place, source, .. } = finding;
+    let Finding { subjects, failure, place, source, own_key, .. } = finding;
     writeln!(out)?;
     for line in wrap(&format!("{}: {}", subjects.join(", "), show_cause(failure.cause)), 0, 2) {
         writeln!(out, "{}", style.head(&line))?;
@@ -179,6 +179,7 @@ fn print_finding(finding: &Finding, style: Style, out: &mut impl Write) -> io::R
         ("found", Some(failure.detail().to_owned())),
         ("where", Some(place.clone())),
         ("do", Some(failure.hint().to_owned())),
+        ("key", own_key.clone()),
         ("from", source),
     ];
     for (word, text) in fields.into_iter().filter_map(|(word, text)| Some((word, text?))) {
