@@ -1,7 +1,9 @@
 //! One bastion, from its key files to a ping.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tokio::sync::OwnedMutexGuard;
 
 use super::advice::{RunsAs, of_identity, without_making_a_key};
 use super::progress::Record;
@@ -53,43 +55,12 @@ pub(super) async fn examine(
         None => None,
     };
     record.begin();
-    let resolved: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
-    let (resolving, turn) = (Arc::clone(&resolved), Mutex::new(turn));
-    let (bastion, noted, explainer) = (Arc::clone(plan), record.clone(), runs_as.clone());
-    let milestones = Milestones::told_to(move |milestone| match milestone {
-        Milestone::Identities(Err(failure)) => {
-            noted.fail_at(Kind::Identity, explainer.explain(of_identity(&bastion, failure)));
-        }
-        Milestone::Resolved(addresses) => {
-            *resolving.lock().unwrap_or_else(PoisonError::into_inner) = addresses.first().copied();
-            noted.pass(Kind::Name, &list(&addresses));
-        }
-        Milestone::Connected { to, from } => {
-            turn.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(from) = from {
-                noted.set_source(from.ip());
-            }
-            noted.pass(Kind::Connection, &describe_connection(&bastion, to, from));
-        }
-        Milestone::HostKey(text) => noted.pass(Kind::HostKey, &describe_host_key(&bastion, text)),
-        Milestone::OwnKey(line) => noted.set_own_key(line),
-        Milestone::Identities(Ok(names)) if names.is_empty() => {
-            noted.pass(Kind::Identity, "no key, but a password");
-        }
-        Milestone::Identities(Ok(names)) => noted.pass(Kind::Identity, &names.join("; ")),
-        Milestone::Greeted(line) => {
-            if let Some(command) = &bastion.proxy_command {
-                noted.pass(Kind::Connection, &describe_command(command));
-            }
-            noted.pass(Kind::Greeting, &line);
-        }
-        Milestone::Agreed(names) => noted.pass(Kind::Algorithms, &names),
-        Milestone::LoggedIn(by) => noted.pass(Kind::Login, &format!("by {by}")),
-        Milestone::Answered(took) => noted.pass_in(Kind::Ping, took, ""),
-    });
-    let harmless = Arc::new(without_making_a_key(plan));
+    let resolved = Resolved::default();
+    let milestones = note(plan, record, runs_as, turn, &resolved);
+    let plan = Arc::new(without_making_a_key(plan));
     let visited = async {
-        let visit = Visit::make(&harmless, outer.as_ref().map(|outer| outer.visit()), &milestones).await?;
+        let through = outer.as_ref().map(|outer| outer.visit());
+        let visit = Visit::make(&plan, through, &milestones).await?;
         let round_trip = visit.ping().await?;
         milestones.tell(|| Milestone::Answered(round_trip));
         Ok::<_, Failure>(visit)
@@ -97,22 +68,74 @@ pub(super) async fn examine(
     match visited.await {
         Ok(visit) => {
             let visit = Mutex::new(Arc::new(visit));
-            Some(Arc::new(Arrived { plan: harmless, outer, visit, turn: Arc::default() }))
+            Some(Arc::new(Arrived { plan, outer, visit, turn: Arc::default() }))
         }
         Err(failure) => {
-            if let (Cause::ChannelTimeout, Some(outer)) = (failure.cause, &outer) {
+            let (phase, cause) = (failure.cause.phase(), failure.cause);
+            record.fail(runs_as.explain(failure));
+            // Nothing was connected that could tell where we come from.
+            let source = resolved.first().filter(|_| phase == Phase::Tcp).and_then(source_towards);
+            source.into_iter().for_each(|source| record.set_source(source));
+            if let (Cause::ChannelTimeout, Some(outer)) = (cause, &outer) {
                 outer.renew().await;
             }
-            let address = *resolved.lock().unwrap_or_else(PoisonError::into_inner);
-            if let (Phase::Tcp, Some(address)) = (failure.cause.phase(), address)
-                && let Some(source) = source_towards(address)
-            {
-                record.set_source(source);
-            }
-            record.fail(runs_as.explain(of_identity(plan, failure)));
             None
         }
     }
+}
+
+/// The first address of a name, once it is known.
+#[derive(Clone, Default)]
+struct Resolved(Arc<OnceLock<SocketAddr>>);
+
+impl Resolved {
+    fn first(&self) -> Option<SocketAddr> {
+        self.0.get().copied()
+    }
+}
+
+/// Has every milestone noted. `turn` ends when the bastion is connected to.
+fn note(
+    plan: &Arc<BastionPlan>,
+    record: &Record,
+    runs_as: &RunsAs,
+    turn: Option<OwnedMutexGuard<()>>,
+    resolved: &Resolved,
+) -> Milestones {
+    let (plan, record, runs_as) = (Arc::clone(plan), record.clone(), runs_as.clone());
+    let (turn, resolved) = (Mutex::new(turn), resolved.clone());
+    Milestones::told_to(move |milestone| match milestone {
+        Milestone::Identities(Err(failure)) => {
+            record.fail_at(Kind::Identity, runs_as.explain(of_identity(&plan, failure)));
+        }
+        Milestone::Identities(Ok(names)) if names.is_empty() => {
+            record.pass(Kind::Identity, "no key, but a password");
+        }
+        Milestone::Identities(Ok(names)) => record.pass(Kind::Identity, &names.join("; ")),
+        Milestone::OwnKey(line) => record.set_own_key(line),
+        Milestone::Resolved(addresses) => {
+            if let Some(first) = addresses.first() {
+                // They are the same where the bastion is asked again.
+                let _ = resolved.0.set(*first);
+            }
+            record.pass(Kind::Name, &list(&addresses));
+        }
+        Milestone::Connected { to, from } => {
+            turn.lock().unwrap_or_else(PoisonError::into_inner).take();
+            from.into_iter().for_each(|from| record.set_source(from.ip()));
+            record.pass(Kind::Connection, &describe_connection(&plan, to, from));
+        }
+        Milestone::Greeted(line) => {
+            if let Some(command) = &plan.proxy_command {
+                record.pass(Kind::Connection, &describe_command(command));
+            }
+            record.pass(Kind::Greeting, &line);
+        }
+        Milestone::Agreed(names) => record.pass(Kind::Algorithms, &names),
+        Milestone::HostKey(text) => record.pass(Kind::HostKey, &describe_host_key(&plan, text)),
+        Milestone::LoggedIn(by) => record.pass(Kind::Login, &format!("by {by}")),
+        Milestone::Answered(took) => record.pass_in(Kind::Ping, took, ""),
+    })
 }
 
 fn list(addresses: &[SocketAddr]) -> String {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::failure::Failure;
+use crate::ids::Name;
 use crate::settings::plan::{BastionPlan, DatabasePlan};
 
 use super::Way;
@@ -151,7 +152,7 @@ impl Subject {
     #[must_use]
     pub fn behind(&self) -> Option<&str> {
         match self {
-            Self::Bastion(plan) => plan.jump.as_ref().map(crate::ids::Name::as_str),
+            Self::Bastion(plan) => plan.jump.as_ref().map(Name::as_str),
             Self::Database(way) => Some(way.bastion.as_str()),
         }
     }
