@@ -1,0 +1,68 @@
+//! The name of a bastion: the daemon runs on a machine with another resolver.
+
+use std::fs;
+use std::path::PathBuf;
+
+use nix::sys::stat::Mode;
+use nix::unistd::{getegid, geteuid, mkfifo};
+use serde_json::Value;
+
+use super::{At, says, shown};
+use crate::agents::unused_database;
+use crate::support::account::Account;
+use crate::support::daemon::{command, configured};
+use crate::support::instead::seeing;
+use crate::support::{Bastion, Daemon};
+use std::process::Stdio;
+
+/// What the daemon says of a bastion whose name it cannot resolve, on a machine with these files.
+fn fails_on_a_machine_with(files: &[(&str, Option<&str>)]) -> Value {
+    let bastion = Bastion::start();
+    let section = bastion.section("prod", bastion.port);
+    let section = section.replace("host = \"127.0.0.1\"", "host = \"bastion.invalid\"");
+    let (dir, config) = configured(&unused_database(&format!("{section}connect_timeout = \"1s\"\n")));
+    let instead: Vec<(PathBuf, &str)> = files
+        .iter()
+        .enumerate()
+        .map(|(index, (place, text))| {
+            let ours = dir.path().join(format!("instead{index}"));
+            match text {
+                Some(text) => fs::write(&ours, text).unwrap(),
+                // Whoever reads it waits for somebody to write it.
+                None => mkfifo(&ours, Mode::S_IRUSR).unwrap(),
+            }
+            (ours, *place)
+        })
+        .collect();
+    let me = Account { name: String::new(), uid: geteuid().as_raw(), gid: getegid().as_raw() };
+    let plain = command(&config, &["run"]);
+    let mut daemon = seeing(&instead, &me, plain.get_program().as_ref());
+    daemon
+        .args(plain.get_args())
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    daemon.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shown(&Daemon::spawn(dir, daemon), &At::Bastion("prod"))
+}
+
+const BY_FILES: (&str, Option<&str>) = ("/etc/nsswitch.conf", Some("hosts: files\n"));
+const BY_DNS: (&str, Option<&str>) = ("/etc/nsswitch.conf", Some("hosts: dns\n"));
+
+super::cases! {
+    a_name_that_does_not_exist: [DnsNotFound] => {
+        [says(fails_on_a_machine_with(&[BY_FILES]), "\"bastion.invalid\" cannot be resolved", "check the bastion's `host`")]
+    }
+
+    a_name_server_that_cannot_be_asked: [DnsFailed] => {
+        // Nobody may send there.
+        let nowhere = ("/etc/resolv.conf", Some("nameserver 255.255.255.255\noptions timeout:1 attempts:1\n"));
+        [says(fails_on_a_machine_with(&[BY_DNS, nowhere]), "\"bastion.invalid\"", "/etc/resolv.conf")]
+    }
+
+    a_look_up_that_never_ends: [DnsTimeout] => {
+        let hangs = ("/etc/hosts", None);
+        [says(fails_on_a_machine_with(&[BY_FILES, hangs]), "no answer to the look-up of \"bastion.invalid\"", "name server")]
+    }
+}
