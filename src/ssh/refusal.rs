@@ -72,8 +72,11 @@ fn advice(bastion: &str, at: &HostPort, words: &str) -> Option<String> {
         Some(format!(
             "packets from {bastion} to {at} are dropped: check the security group or firewall in front of {host}"
         ))
-    } else if says(&["No route to host", "unreachable", "Permission denied", "not permitted"]) {
-        Some(format!("a route or a firewall keeps {bastion} from {at}: check both, beginning at {bastion}"))
+    // sshd itself is at a loss for words where the attempt fails at once.
+    } else if says(&["No route to host", "unreachable", "Permission denied", "not permitted", "open failed"]) {
+        Some(format!(
+            "a missing route or a firewall keeps {bastion} from {at}: check both, and what sshd's log on {bastion} says"
+        ))
     } else {
         None
     }
@@ -98,7 +101,8 @@ mod tests {
             ("Connection timed out", "packets from b to db:5432 are dropped"),
             ("No route to host", "keeps b from db:5432"),
             ("Network is unreachable", "keeps b from db:5432"),
-            ("open failed", Cause::ChannelConnectFailed.hint()),
+            ("open failed", "keeps b from db:5432"),
+            ("out of cheese", Cause::ChannelConnectFailed.hint()),
             ("", Cause::ChannelConnectFailed.hint()),
         ] {
             let failure = told(&database, &ChannelOpenFailure::ConnectFailed, words);

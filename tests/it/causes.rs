@@ -5,12 +5,15 @@
 
 mod auth;
 mod banner;
-
+mod channel;
+mod client;
+mod database;
 mod dns;
-
+mod elsewhere;
 mod kex;
 mod scripted;
-
+mod session;
+mod table;
 mod tcp;
 
 use std::io::{Read, Write};
