@@ -73,7 +73,8 @@ fn advice(bastion: &str, at: &HostPort, words: &str) -> Option<String> {
             "packets from {bastion} to {at} are dropped: check the security group or firewall in front of {host}"
         ))
     // sshd itself is at a loss for words where the attempt fails at once.
-    } else if says(&["No route to host", "unreachable", "Permission denied", "not permitted", "open failed"]) {
+    } else if says(&["No route to host", "unreachable", "Permission denied", "not permitted", "open failed"])
+    {
         Some(format!(
             "a missing route or a firewall keeps {bastion} from {at}: check both, and what sshd's log on {bastion} says"
         ))

@@ -38,6 +38,7 @@ fn runbook() -> BTreeSet<(String, String)> {
     for part in section.split("\n### ").skip(1) {
         let (phase, rest) = part.split_once('\n').unwrap();
         for line in rest.lines().filter(|line| line.starts_with("| `")) {
+            let line = line.replace("\\|", " or ");
             let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
             assert!(cells.len() == 4 && cells.iter().all(|cell| !cell.is_empty()), "{line}");
             let words = [phase, cells[0]].map(|word| word.trim_matches('`').to_owned());
