@@ -103,7 +103,7 @@ vocabulary! {
         SessionClosed "closed_by_bastion" "sshd was restarted or ended the session: check its log, ClientAliveInterval and ClientAliveCountMax"
         SessionReset "reset" "the connection was reset: check for a restarted load balancer, NAT or firewall"
         SessionProtocol "protocol" "the bastion broke the protocol: check its sshd, and what stands between"
-        SessionNotEstablished "not_established" "logged in, but the bastion did not answer a ping: check its load"
+        SessionNotEstablished "not_established" "logged in, but the bastion hung up or did not answer a ping: check its log and its load"
     }
     Channel "channel" {
         ChannelProhibited "prohibited" "the bastion forbids this forward: check AllowTcpForwarding, PermitOpen and DisableForwarding in sshd_config, permitopen and restrict in authorized_keys, and whether the account's password has expired"

@@ -95,9 +95,9 @@ mod tests {
     fn what_the_bastions_system_says_has_a_remedy_of_its_own() {
         let database = Target::Tcp(HostPort::new("db", 5432));
         for (words, remedy) in [
-            ("Name or service not known", "DNS does not know \"db\""),
-            ("Name does not resolve", "DNS does not know \"db\""),
-            ("Temporary failure in name resolution", "name server does not answer"),
+            ("Name or service not known", "DNS of b does not know \"db\""),
+            ("Name does not resolve", "DNS of b does not know \"db\""),
+            ("Temporary failure in name resolution", "name server of b does not answer"),
             ("Connection refused", "nothing listens at port 5432"),
             ("Connection timed out", "packets from b to db:5432 are dropped"),
             ("No route to host", "keeps b from db:5432"),

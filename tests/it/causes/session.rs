@@ -89,6 +89,6 @@ super::cases! {
 
     a_bastion_that_lets_us_in_and_out_again: [SessionNotEstablished] => {
         let scripted = Scripted::start(|| Fickle, |_| {});
-        [says(bastion_fails(&scripted.section), "before it answered a ping", "ping")]
+        [says(bastion_fails(&scripted.section), "before it answered a ping", "its log")]
     }
 }
