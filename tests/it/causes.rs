@@ -54,16 +54,12 @@ macro_rules! cases {
 use cases;
 
 fn prove(causes: &[Cause], shown: &[Value]) {
-    let claimed: Vec<_> = causes.iter().map(|cause| (cause.phase().as_str(), cause.reason())).collect();
-    let text =
-        |failure: &'static str| move |shown: &Value| shown[failure].as_str().unwrap_or_default().to_owned();
+    let text = |failure: &Value, key: &str| failure[key].as_str().unwrap_or_default().to_owned();
+    let claimed: Vec<_> = causes.iter().map(|cause| [cause.phase().as_str(), cause.reason()]).collect();
     let found: Vec<_> =
-        shown.iter().map(|failure| (text("phase")(failure), text("reason")(failure))).collect();
-    let found: Vec<_> = found.iter().map(|(phase, reason)| (phase.as_str(), reason.as_str())).collect();
+        shown.iter().map(|failure| ["phase", "reason"].map(|key| text(failure, key))).collect();
     assert_eq!(found, claimed, "{shown:?}");
-    for failure in shown {
-        assert!(!text("hint")(failure).is_empty(), "{failure}");
-    }
+    assert!(shown.iter().all(|failure| !text(failure, "hint").is_empty()), "{shown:?}");
 }
 
 /// Where a failure is shown.

@@ -14,11 +14,9 @@ fn told(daemon: &Daemon) -> String {
 
 super::cases! {
     one_that_is_silent: [ClientIdle] => {
-        let silent = format!(
-            "[databases.analytics]\nbastion = \"prod\"\nhost = \"127.0.0.1\"\nport = {}\nlisten = \"127.0.0.1:0\"\n\
-             probe.level = \"off\"\nidle_timeout = \"200ms\"\n",
-            saying(b"")
-        );
+        let keys = "[databases.analytics]\nbastion = \"prod\"\nhost = \"127.0.0.1\"\nlisten = \"127.0.0.1:0\"\n";
+        let quick = "probe.level = \"off\"\nidle_timeout = \"200ms\"\n";
+        let silent = format!("{keys}port = {}\n{quick}", saying(b""));
         let (_bastion, daemon) = tunnel("", &silent);
         let _client = TcpStream::connect(daemon.address("analytics")).unwrap();
         [daemon.wait_event("client cut")]
@@ -28,7 +26,8 @@ super::cases! {
         let one = format!("{}max_clients = 1\n", Postgres::shared().unprobed_section("analytics", "prod"));
         let (_bastion, daemon) = tunnel("", &one);
         let _client = TcpStream::connect(daemon.address("analytics")).unwrap();
-        eventually("the place is taken", || (daemon.metric("clients_active{database=\"analytics\"}") + daemon.metric("clients_held{database=\"analytics\"}") == 1.0).then_some(()));
+        let active = "clients_active{database=\"analytics\"}";
+        eventually("the place is taken", || (daemon.metric(active) == 1.0).then_some(()));
         let told = told(&daemon);
         assert!(told.contains("has 1 clients already (max_clients); raise the limit"), "{told}");
         [daemon.wait_event("clients are turned away: a limit is reached")]

@@ -36,7 +36,9 @@ fn stop(postgres: &Postgres) {
 }
 
 super::cases! {
-    a_database_that_turns_logins_away: [DbLoginOther, DbLoginTooManyConnections, DbTlsRefused, DbLoginStarting] => {
+    a_database_that_turns_logins_away:
+        [DbLoginOther, DbLoginTooManyConnections, DbTlsRefused, DbLoginStarting] =>
+    {
         let (bastion, postgres) = (Bastion::start(), Postgres::start(|_| {}));
         let keys = format!("host = \"127.0.0.1\"\nport = {}\nuser = {TRUSTED:?}\n", postgres.port);
         postgres.sql("postgres", "REVOKE CONNECT ON DATABASE postgres FROM PUBLIC");
@@ -74,7 +76,7 @@ super::cases! {
         let web = saying(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
         [
             says(database_fails(&bastion, &at_port(bastion.port)), "something else than TLS", "`port`"),
-            says(database_fails(&bastion, &at_port(web)), "as PostgreSQL never does", "not PostgreSQL"),
+            says(database_fails(&bastion, &at_port(web)), "with \"HTTP/1.1 400 Bad Request", "not PostgreSQL"),
         ]
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use nix::sys::stat::Mode;
 use nix::unistd::{getegid, geteuid, mkfifo};
@@ -11,18 +12,20 @@ use super::{At, says, shown};
 use crate::agents::unused_database;
 use crate::support::account::Account;
 use crate::support::daemon::{command, configured};
-use crate::support::instead::seeing;
+use crate::support::instead::{hosts_by, seeing};
 use crate::support::{Bastion, Daemon};
-use std::process::Stdio;
 
-/// What the daemon says of a bastion whose name it cannot resolve, on a machine with these files.
-fn fails_on_a_machine_with(files: &[(&str, Option<&str>)]) -> Value {
+/// What the daemon says of a bastion whose name it cannot resolve, on a machine that looks for hosts in these places and
+/// has these files.
+fn fails_on_a_machine_with(places: &str, files: &[(&str, Option<&str>)]) -> Value {
     let bastion = Bastion::start();
     let section = bastion.section("prod", bastion.port);
     let section = section.replace("host = \"127.0.0.1\"", "host = \"bastion.invalid\"");
     let (dir, config) = configured(&unused_database(&format!("{section}connect_timeout = \"1s\"\n")));
+    let hosts_by = hosts_by(places);
     let instead: Vec<(PathBuf, &str)> = files
         .iter()
+        .chain([&("/etc/nsswitch.conf", Some(&*hosts_by))])
         .enumerate()
         .map(|(index, (place, text))| {
             let ours = dir.path().join(format!("instead{index}"));
@@ -47,22 +50,21 @@ fn fails_on_a_machine_with(files: &[(&str, Option<&str>)]) -> Value {
     shown(&Daemon::spawn(dir, daemon), &At::Bastion("prod"))
 }
 
-const BY_FILES: (&str, Option<&str>) = ("/etc/nsswitch.conf", Some("hosts: files\n"));
-const BY_DNS: (&str, Option<&str>) = ("/etc/nsswitch.conf", Some("hosts: dns\n"));
-
 super::cases! {
     a_name_that_does_not_exist: [DnsNotFound] => {
-        [says(fails_on_a_machine_with(&[BY_FILES]), "\"bastion.invalid\" cannot be resolved", "check the bastion's `host`")]
+        let failure = fails_on_a_machine_with("files", &[]);
+        [says(failure, "\"bastion.invalid\" cannot be resolved", "check the bastion's `host`")]
     }
 
     a_name_server_that_cannot_be_asked: [DnsFailed] => {
         // Nobody may send there.
-        let nowhere = ("/etc/resolv.conf", Some("nameserver 255.255.255.255\noptions timeout:1 attempts:1\n"));
-        [says(fails_on_a_machine_with(&[BY_DNS, nowhere]), "\"bastion.invalid\"", "/etc/resolv.conf")]
+        let nowhere = "nameserver 255.255.255.255\noptions timeout:1 attempts:1\n";
+        let failure = fails_on_a_machine_with("dns", &[("/etc/resolv.conf", Some(nowhere))]);
+        [says(failure, "\"bastion.invalid\" cannot be resolved", "/etc/resolv.conf")]
     }
 
     a_look_up_that_never_ends: [DnsTimeout] => {
-        let hangs = ("/etc/hosts", None);
-        [says(fails_on_a_machine_with(&[BY_FILES, hangs]), "no answer to the look-up of \"bastion.invalid\"", "name server")]
+        let failure = fails_on_a_machine_with("files", &[("/etc/hosts", None)]);
+        [says(failure, "no answer to the look-up of \"bastion.invalid\"", "name server")]
     }
 }

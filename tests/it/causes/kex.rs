@@ -15,7 +15,11 @@ super::cases! {
         account().give(&rsa);
         let sha1 = format!("HostKey {}\nHostKeyAlgorithms ssh-rsa", rsa.display());
         [
-            ("KexAlgorithms diffie-hellman-group14-sha1", "key exchange", "`KexAlgorithms +curve25519-sha256`"),
+            (
+                "KexAlgorithms diffie-hellman-group14-sha1",
+                "key exchange",
+                "`KexAlgorithms +curve25519-sha256`",
+            ),
             ("Ciphers aes256-cbc", "cipher", "`Ciphers +aes128-gcm@openssh.com`"),
             ("Ciphers aes128-ctr\nMACs umac-64@openssh.com", "MAC", "`MACs +hmac-sha2-512-etm@openssh.com`"),
             (&sha1, "host key", "`HostKeyAlgorithms +rsa-sha2-512`"),
@@ -24,8 +28,8 @@ super::cases! {
             let bastion = Bastion::with(lines);
             let failure = bastion_fails(&bastion.section("prod", bastion.port));
             let theirs = lines.rsplit_once(' ').unwrap().1;
-            let detail = format!("no common {list} algorithm with 127.0.0.1:{}: it offers {theirs}", bastion.port);
-            says(failure, &detail, remedy)
+            let at = format!("127.0.0.1:{}", bastion.port);
+            says(failure, &format!("no common {list} algorithm with {at}: it offers {theirs}"), remedy)
         })
     }
 }

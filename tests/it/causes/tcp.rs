@@ -16,8 +16,10 @@ super::cases! {
 
     a_network_without_a_route: [TcpUnreachable] => {
         let bastion = Bastion::start();
-        // No connection can be made to a group of hosts (RFC 1112), and the kernel says so as it does of a missing route.
-        let section = bastion.section("prod", bastion.port).replace("host = \"127.0.0.1\"", "host = \"224.0.0.1\"");
+        // No connection can be made to a group of hosts (RFC 1112), and the kernel says so as it does of a missing
+        // route.
+        let section = bastion.section("prod", bastion.port);
+        let section = section.replace("host = \"127.0.0.1\"", "host = \"224.0.0.1\"");
         [says(bastion_fails(&section), "Network is unreachable", "VPN")]
     }
 

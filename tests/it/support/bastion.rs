@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
 use super::account::{Account, account, find};
-use super::instead::seeing;
+use super::instead::{hosts_by, seeing};
 use super::processes::{children, kill_families};
 use super::{eventually, free_port};
 
@@ -74,12 +74,16 @@ impl Bastion {
         bastion
     }
 
-    /// Starts an sshd that finds this machine by these names, as a bastion finds databases that are there for it alone.
+    /// Starts an sshd that finds this machine by these names, as a bastion finds databases that are there for it alone, and
+    /// no other machine.
     pub fn that_knows(names: &[&str]) -> Self {
         let mut bastion = Self::prepare("");
         let hosts = bastion.path("hosts");
         fs::write(&hosts, format!("127.0.0.1 localhost {}\n", names.join(" "))).unwrap();
         bastion.instead.push((hosts, "/etc/hosts"));
+        let places = bastion.path("nsswitch.conf");
+        fs::write(&places, hosts_by("files")).unwrap();
+        bastion.instead.push((places, "/etc/nsswitch.conf"));
         bastion.start_again();
         bastion
     }
