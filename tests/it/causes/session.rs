@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use russh::Disconnect;
 use russh::server::{Auth, Handler, Session, VerifiedPublicKey};
+use serde_json::Value;
 use socket2::SockRef;
 
 use super::scripted::Scripted;
@@ -68,23 +69,23 @@ impl Handler for Fickle {
     }
 }
 
+/// Why a session was lost to which this has been done.
+fn lost_by(tampering_with: u8) -> Value {
+    let bastion = Bastion::start();
+    let (port, mood) = tampering(bastion.port);
+    let daemon = daemon(&format!("{}keepalive_interval = \"1s\"\n", bastion.section("prod", port)));
+    daemon.wait_up("prod");
+    mood.store(tampering_with, Ordering::SeqCst);
+    shown(&daemon, &At::Bastion("prod"))
+}
+
 super::cases! {
     a_connection_that_is_reset: [SessionReset] => {
-        let bastion = Bastion::start();
-        let (port, mood) = tampering(bastion.port);
-        let daemon = daemon(&format!("{}keepalive_interval = \"1s\"\n", bastion.section("prod", port)));
-        daemon.wait_up("prod");
-        mood.store(RESET, Ordering::SeqCst);
-        [says(shown(&daemon, &At::Bastion("prod")), "Connection reset by peer", "load balancer")]
+        [says(lost_by(RESET), "Connection reset by peer", "load balancer")]
     }
 
     bytes_that_are_changed_on_the_way: [SessionProtocol] => {
-        let bastion = Bastion::start();
-        let (port, mood) = tampering(bastion.port);
-        let daemon = daemon(&format!("{}keepalive_interval = \"1s\"\n", bastion.section("prod", port)));
-        daemon.wait_up("prod");
-        mood.store(GARBLE, Ordering::SeqCst);
-        [says(shown(&daemon, &At::Bastion("prod")), "the session to 127.0.0.1:", "what stands between")]
+        [says(lost_by(GARBLE), "the session to 127.0.0.1:", "what stands between")]
     }
 
     a_bastion_that_lets_us_in_and_out_again: [SessionNotEstablished] => {
