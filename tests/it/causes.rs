@@ -24,6 +24,7 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tunnelkeeper::failure::Cause;
 
+use crate::support::postgres::TRUSTED;
 use crate::support::{Bastion, Daemon, Postgres, eventually};
 
 /// A test, and what it proves.
@@ -94,29 +95,36 @@ fn bastion_fails(section: &str) -> Value {
     shown(&Daemon::start(&crate::agents::unused_database(section)), &At::Bastion("prod"))
 }
 
-/// What the status says of a database behind a good bastion with these keys, whose probe does not wait long.
+/// What the status says of a database behind a good bastion with these keys.
 fn database_fails(bastion: &Bastion, keys: &str) -> Value {
     let config = format!("{}{}", bastion.section("prod", bastion.port), probed(keys));
     shown(&Daemon::start(&config), &At::Probe("analytics"))
 }
 
-/// A database whose probe does not wait long. Where to find it the keys say.
+/// A database that is probed often. Where to find it the keys say.
 fn probed(keys: &str) -> String {
     format!(
         "[databases.analytics]\nbastion = \"prod\"\nlisten = \"127.0.0.1:0\"\n\
-         probe.interval = \"100ms\"\nprobe.timeout = \"1s\"\n{keys}\n"
+         probe.interval = \"100ms\"\n{keys}\n"
     )
 }
 
 /// The keys of the database that a server of this port is taken for.
-fn at_port(port: u16) -> String {
-    format!("host = \"127.0.0.1\"\nport = {port}\nuser = \"probe\"\n")
+fn at_port(port: u16, patience: &str) -> String {
+    format!("host = \"127.0.0.1\"\nport = {port}\nuser = \"probe\"\n{patience}")
 }
 
 /// The keys of the real one.
-fn at_postgres(user: &str) -> String {
-    format!("{}user = {user:?}\n", at_port(Postgres::shared().port).replace("user = \"probe\"\n", ""))
+fn at_postgres(patience: &str) -> String {
+    let port = Postgres::shared().port;
+    at_port(port, patience).replace("\"probe\"", &format!("{TRUSTED:?}"))
 }
+
+/// For a database that is not to answer: a probe has so long for each of its phases, and the ones before are to end in it.
+const SOON: &str = "probe.timeout = \"3s\"\n";
+
+/// For one that is to answer, however busy this machine is.
+const LATE: &str = "probe.timeout = \"30s\"\n";
 
 /// A server that does this with each of its connections; returns its port.
 fn server(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> u16 {

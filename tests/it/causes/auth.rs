@@ -114,8 +114,8 @@ super::cases! {
     }
 
     a_bastion_that_hangs_up_during_the_login: [AuthClosed] => {
-        let bastion = Bastion::with_password("correct horse", "pam_permit.so", "LoginGraceTime 1");
-        let late = "password = { command = [\"sh\", \"-c\", \"sleep 3; echo correct horse\"] }\n";
+        let bastion = Bastion::with_password("correct horse", "pam_permit.so", "LoginGraceTime 4");
+        let late = "password = { command = [\"sh\", \"-c\", \"sleep 7; echo correct horse\"] }\n";
         let failure = bastion_fails(&format!("{}{late}", bastion.keyless_section("prod", bastion.port)));
         [says(failure, "during the login", "its log says why")]
     }

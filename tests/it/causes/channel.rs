@@ -6,9 +6,8 @@ use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, Session, VerifiedPubl
 use russh::{Channel, ChannelOpenFailure};
 
 use super::scripted::Scripted;
-use super::{At, Filtered, at_port, at_postgres, database_fails, probed, says, shown};
+use super::{At, Filtered, LATE, SOON, at_port, at_postgres, database_fails, probed, says, shown};
 use crate::support::bastion::public_line;
-use crate::support::postgres::TRUSTED;
 use crate::support::{Bastion, Daemon, eventually, free_port};
 
 /// A bastion that has nothing left to give.
@@ -55,7 +54,7 @@ super::cases! {
         .map(|(lines, options)| {
             let bastion = Bastion::with(lines);
             bastion.authorize(&format!("{options}{}", public_line(&bastion.path("identity"))));
-            let failure = database_fails(&bastion, &at_postgres(TRUSTED));
+            let failure = database_fails(&bastion, &at_postgres(LATE));
             for culprit in ["PermitOpen", "DisableForwarding", "permitopen", "restrict"] {
                 assert!(failure["hint"].as_str().unwrap().contains(culprit), "{failure}");
             }
@@ -67,7 +66,7 @@ super::cases! {
         [ChannelConnectFailed, ChannelConnectFailed, ChannelConnectFailed] =>
     {
         let bastion = Bastion::that_knows(&[]);
-        let at = |host: &str| at_port(free_port()).replace("127.0.0.1", host);
+        let at = |host: &str| at_port(free_port(), LATE).replace("127.0.0.1", host);
         [
             ("database.invalid", "\"Name or service not known\"", "does not know \"database.invalid\""),
             ("127.0.0.1", "\"Connection refused\"", "nothing listens at port"),
@@ -78,14 +77,14 @@ super::cases! {
 
     a_database_behind_a_filter: [ChannelTimeout] => {
         let (bastion, filtered) = (Bastion::start(), Filtered::start());
-        let failure = database_fails(&bastion, &at_port(filtered.port));
+        let failure = database_fails(&bastion, &at_port(filtered.port, SOON));
         [says(failure, "did not connect to 127.0.0.1:", "security group")]
     }
 
     a_session_that_ends_as_the_channel_opens: [ChannelSessionLost] => {
         let (bastion, filtered) = (Bastion::start(), Filtered::start());
         let section = bastion.section("prod", bastion.port);
-        let patient = probed(&at_port(filtered.port)).replace("timeout = \"1s\"", "timeout = \"60s\"");
+        let patient = probed(&at_port(filtered.port, LATE));
         let daemon = Daemon::start(&format!("{section}open_timeout = \"60s\"\n{patient}"));
         daemon.wait_up("prod");
         eventually("sshd connects", || is_connected_to(filtered.port).then_some(()));
@@ -96,7 +95,7 @@ super::cases! {
 
     a_bastion_out_of_resources: [ChannelResourceShortage] => {
         let scripted = Scripted::start(|| Exhausted, |_| {});
-        let daemon = Daemon::start(&format!("{}{}", scripted.section, probed(&at_postgres(TRUSTED))));
+        let daemon = Daemon::start(&format!("{}{}", scripted.section, probed(&at_postgres(LATE))));
         [says(shown(&daemon, &At::Probe("analytics")), "is too short of resources", "memory")]
     }
 }

@@ -14,9 +14,9 @@ fn told(daemon: &Daemon) -> String {
 
 super::cases! {
     one_that_is_silent: [ClientIdle] => {
-        let keys = "[databases.analytics]\nbastion = \"prod\"\nhost = \"127.0.0.1\"\nlisten = \"127.0.0.1:0\"\n";
-        let quick = "probe.level = \"off\"\nidle_timeout = \"200ms\"\n";
-        let silent = format!("{keys}port = {}\n{quick}", saying(b""));
+        let silent = Postgres::shared().unprobed_section("analytics", "prod");
+        let port = format!("port = {}\n", Postgres::shared().port);
+        let silent = silent.replace(&port, &format!("port = {}\nidle_timeout = \"200ms\"\n", saying(b"")));
         let (_bastion, daemon) = tunnel("", &silent);
         let _client = TcpStream::connect(daemon.address("analytics")).unwrap();
         [daemon.wait_event("client cut")]

@@ -8,13 +8,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{at_port, at_postgres, database_fails, saying, says, server};
+use super::{LATE, SOON, at_port, at_postgres, database_fails, saying, says, server};
 use crate::support::postgres::{DATABASE, TRUSTED};
 use crate::support::{Bastion, Postgres, eventually};
 
+/// What becomes of a probe that this server answers.
+fn answered_by(port: u16, patience: &str, detail: &str, hint: &str) -> Value {
+    says(database_fails(&Bastion::start(), &at_port(port, patience)), detail, hint)
+}
+
 /// What becomes of a probe that asks this of the real database.
-fn asking(query: &str) -> Value {
-    let keys = format!("{}database = {DATABASE:?}\nprobe.query = {query:?}\n", at_postgres(TRUSTED));
+fn asking(query: &str, patience: &str) -> Value {
+    let keys = format!("{}database = {DATABASE:?}\nprobe.query = {query:?}\n", at_postgres(patience));
     database_fails(&Bastion::start(), &keys)
 }
 
@@ -40,7 +45,7 @@ super::cases! {
         [DbLoginOther, DbLoginTooManyConnections, DbTlsRefused, DbLoginStarting] =>
     {
         let (bastion, postgres) = (Bastion::start(), Postgres::start(|_| {}));
-        let keys = format!("host = \"127.0.0.1\"\nport = {}\nuser = {TRUSTED:?}\n", postgres.port);
+        let keys = format!("host = \"127.0.0.1\"\nport = {}\nuser = {TRUSTED:?}\n{LATE}", postgres.port);
         postgres.sql("postgres", "REVOKE CONNECT ON DATABASE postgres FROM PUBLIC");
         let barred = database_fails(&bastion, &format!("{keys}database = \"postgres\"\n"));
         let keys = format!("{keys}database = {DATABASE:?}\n");
@@ -63,41 +68,40 @@ super::cases! {
     }
 
     tls_that_does_not_come_about: [DbTlsTimeout, DbTlsFailed] => {
-        let bastion = Bastion::start();
         let closing = server(|mut socket| drop(socket.read(&mut [0; 8])));
         [
-            says(database_fails(&bastion, &at_port(saying(b""))), "did not agree on TLS in time", "`port`"),
-            says(database_fails(&bastion, &at_port(closing)), "closed the connection when it was asked", "TLS"),
+            answered_by(saying(b""), SOON, "did not agree on TLS in time", "`port`"),
+            answered_by(closing, LATE, "closed the connection when it was asked for TLS", "tls.mode"),
         ]
     }
 
     what_is_no_postgresql: [DbLoginNotPostgres, DbLoginNotPostgres] => {
-        let bastion = Bastion::start();
+        let sshd = Bastion::start();
         let web = saying(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
         [
-            says(database_fails(&bastion, &at_port(bastion.port)), "something else than TLS", "`port`"),
-            says(database_fails(&bastion, &at_port(web)), "with \"HTTP/1.1 400 Bad Request", "not PostgreSQL"),
+            answered_by(sshd.port, LATE, "something else than TLS", "`port`"),
+            answered_by(web, LATE, "with \"HTTP/1.1 400 Bad Request", "not PostgreSQL"),
         ]
     }
 
     logins_that_come_to_no_end: [DbLoginTimeout, DbLoginClosed] => {
-        let bastion = Bastion::start();
         let closing = server(|mut socket| {
             let _ = socket.read(&mut [0; 8]);
             let _ = socket.write_all(b"N");
             let _ = socket.read(&mut [0; 1024]);
         });
         [
-            says(database_fails(&bastion, &at_port(saying(b"N"))), "did not finish the login in time", "load"),
-            says(database_fails(&bastion, &at_port(closing)), "closed the connection during the login", "log"),
+            answered_by(saying(b"N"), SOON, "did not finish the login in time", "load"),
+            answered_by(closing, LATE, "closed the connection during the login", "log"),
         ]
     }
 
     queries_that_come_to_nothing: [DbQueryTimeout, DbQueryError, DbQueryClosed] => {
+        let its_own_end = "SELECT pg_terminate_backend(pg_backend_pid())";
         [
-            says(asking("SELECT pg_sleep(60)"), "did not answer the query in time", "locks"),
-            says(asking("SELECT 1 / 0"), "division by zero", "`probe.query`"),
-            says(asking("SELECT pg_terminate_backend(pg_backend_pid())"), "terminating connection", "log"),
+            says(asking("SELECT pg_sleep(60)", SOON), "did not answer the query in time", "locks"),
+            says(asking("SELECT 1 / 0", LATE), "division by zero", "`probe.query`"),
+            says(asking(its_own_end, LATE), "terminating connection", "log"),
         ]
     }
 }
