@@ -419,7 +419,7 @@ fn a_terminal_sees_what_is_under_way_and_colours_unless_it_wants_none() {
         configured(&format!("{}{}", bastion.section("prod", bastion.port), with_a_password("\"prod\"")));
     let screen = on_a_terminal(&path, &[]);
     assert!(screen.contains("... bastion prod: identity and 1 more (0 s)\r\x1b[K"), "{screen:?}");
-    assert!(screen.contains("\x1b[32mok    \x1b[0m"), "{screen:?}");
+    assert!(screen.contains("\x1b[32mok\x1b[0m    "), "{screen:?}");
     let plain = on_a_terminal(&path, &[("NO_COLOR", "1")]);
     assert!(!plain.contains("\x1b[32m") && plain.contains("  ping         ok"), "{plain:?}");
     // What is left of it is what a file would have, and fits.

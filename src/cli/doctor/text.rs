@@ -95,7 +95,7 @@ fn title(subject: &Subject) -> String {
 fn stage_lines(stage: &Stage, style: Style) -> Vec<String> {
     let took = stage.took.map_or(String::new(), show);
     let (word, text) = match &stage.outcome {
-        Outcome::Passed(text) => (style.good("ok    "), text.clone()),
+        Outcome::Passed(text) => (format!("{}    ", style.good("ok")), text.clone()),
         Outcome::Failed(failure) => (style.bad("FAILED"), show_cause(failure.cause)),
         Outcome::NotAsked(reason) => ("-     ".to_owned(), format!("not asked: {reason}")),
         Outcome::Awaited | Outcome::NotReached => return Vec::new(),
