@@ -172,6 +172,14 @@ mod tests {
     }
 
     #[test]
+    fn what_let_us_in_is_told_with_all_its_steps() {
+        let mut tally = Tally::new(&[], true);
+        assert_eq!(tally.describe_success(&"/keys/prod"), "/keys/prod");
+        tally.accept("the key B".to_owned());
+        assert_eq!(tally.describe_success(&"the password"), "the key B and the password");
+    }
+
+    #[test]
     fn what_was_tried_is_told() {
         let mut tally = Tally::new(&[], false);
         assert_eq!(verdict(&tally, &[KEY]).detail(), "bastion:22 accepts publickey for \"me\"");

@@ -247,7 +247,7 @@ fn a_key_that_is_not_there_is_not_made_and_does_not_keep_the_rest_from_being_tri
     ];
     for (bastion, reason, hint) in [
         ("own", "no_identity", "`tunnelkeeper keygen own` makes it now"),
-        ("named", "identity_unreadable", "0600"),
+        ("named", "identity_unreadable", "correct `identity`"),
     ] {
         let check = check(&found, bastion, None);
         assert_eq!(stages(check)[0], format!("identity failed {reason}"));
