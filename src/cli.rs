@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 use crate::failure::plain;
 use crate::host_keys::Fingerprint;
@@ -101,8 +101,8 @@ enum Command {
     /// From the key files over name, connection, host key and login to the forward, TLS, and the login and query of the
     /// probe: each stage with its time, through every bastion of a database and every jump before it. No daemon is needed,
     /// and one that runs is not disturbed. Nothing is stored, and a database is asked no more than its `probe.level`
-    /// allows. Run it as the daemon's user to see what the daemon sees. Exit codes: 0 all is well, 1 something is not, 78
-    /// configuration.
+    /// allows; where `probe.when` is "active" one that rests is woken. Run it as the daemon's user to see what the daemon
+    /// sees. Exit codes: 0 all is well, 1 something is not, 78 configuration.
     Doctor {
         /// Bastions, with the databases behind them, and databases, with their bastions [default: all]
         names: Vec<String>,
@@ -344,10 +344,16 @@ fn daemon_url(daemon: DaemonAddress, surroundings: &Surroundings) -> String {
     url.unwrap_or_else(|| client::DEFAULT_URL.to_owned()).trim_end_matches('/').to_owned()
 }
 
-/// For a command that waits for one thing.
-fn runtime() -> Result<Runtime, Stop> {
-    let runtime = Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Stop::Failed(format!("the system refuses to let us start: {}", plain(&error))))
+/// Waits for one thing. What it has given up is not waited for: the system looks a name up for as long as it likes.
+fn complete<F: Future>(future: F) -> Result<F::Output, Stop> {
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| refused(&error))?;
+    let output = runtime.block_on(future);
+    runtime.shutdown_background();
+    Ok(output)
+}
+
+fn refused(error: &io::Error) -> Stop {
+    Stop::Failed(format!("the system refuses to let us start: {}", plain(error)))
 }
 
 fn surroundings(config_option: Option<PathBuf>) -> Surroundings {
