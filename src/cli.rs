@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 use crate::failure::plain;
 use crate::host_keys::Fingerprint;
@@ -344,10 +344,15 @@ fn daemon_url(daemon: DaemonAddress, surroundings: &Surroundings) -> String {
     url.unwrap_or_else(|| client::DEFAULT_URL.to_owned()).trim_end_matches('/').to_owned()
 }
 
-/// For a command that waits for one thing.
-fn runtime() -> Result<Runtime, Stop> {
-    let runtime = Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Stop::Failed(format!("the system refuses to let us start: {}", plain(&error))))
+/// Waits for the one thing that a command waits for. What hangs then, such as the look-up of a name, is left behind.
+fn block_on<F: Future>(thing: F) -> Result<F::Output, Stop> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Stop::Failed(format!("the system refuses to let us start: {}", plain(&error))))?;
+    let output = runtime.block_on(thing);
+    runtime.shutdown_background();
+    Ok(output)
 }
 
 fn surroundings(config_option: Option<PathBuf>) -> Surroundings {

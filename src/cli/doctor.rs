@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::configuration::missing_files;
 use super::trust::as_daemon;
-use super::{Format, Stop, runtime};
+use super::{Format, Stop, block_on};
 use crate::doctor::{Progress, RunsAs, Selection, Verdict, examine, prepare};
 use crate::settings::plan::{Plan, TrustPlan};
 use crate::settings::{Note, Settings, Surroundings};
@@ -70,7 +70,7 @@ fn look(
         text::print_configuration(&settings, &notes, style, out)?;
     }
     let mut shown = Shown { printed: 0, is_text, style, tells: io::stderr().is_terminal() };
-    runtime()?.block_on(follow(&selection, &runs_as, &progress, &mut shown, out))?;
+    block_on(follow(&selection, &runs_as, &progress, &mut shown, out))??;
     let checks = progress.checks();
     let verdict = Verdict::of(&checks);
     match format {

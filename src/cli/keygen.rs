@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{Stop, runtime};
+use super::{Stop, block_on};
 use crate::credentials;
 use crate::failure::{Cause, plain};
 use crate::files::{Existing, Placed};
@@ -42,7 +42,7 @@ pub(super) fn keygen(settings: &Settings, name: &str, force: bool, out: &mut imp
 fn public_key(bastion: &BastionPlan) -> Result<String, Stop> {
     let identities = match (ssh::load_identities(bastion, None, None), &bastion.passphrase) {
         (Err(failure), Some(source)) if failure.cause == Cause::AuthPassphrase => {
-            let passphrase = runtime()?.block_on(credentials::fetch(source)).map_err(|text| {
+            let passphrase = block_on(credentials::fetch(source))?.map_err(|text| {
                 Stop::Failed(format!("`identity_passphrase` of bastion \"{}\": {text}", bastion.name))
             })?;
             ssh::load_identities(bastion, Some(&passphrase), None)
