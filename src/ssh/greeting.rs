@@ -4,6 +4,9 @@
 use crate::failure::{Cause, Failure, one_line};
 use crate::ids::HostPort;
 
+/// RFC 4253 section 5.1: 1.99 is a server that speaks 2.0 and older.
+const ANNOUNCEMENTS: [&[u8]; 2] = [b"SSH-2.0-", b"SSH-1.99-"];
+
 /// Watches the first bytes of a connection. Memory is bounded by [`Greeting::MAX`].
 #[derive(Debug, Default)]
 pub(super) struct Greeting {
@@ -16,14 +19,16 @@ impl Greeting {
     /// More than the 20 lines of 255 bytes that russh accepts.
     const MAX: usize = 8 << 10;
 
+    /// The longest line that announces SSH (RFC 4253 section 4.2).
+    const MAX_LINE: usize = 255;
+
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         if self.complete || self.text.len() >= Self::MAX {
             return;
         }
         self.text.extend(bytes.iter().take(Self::MAX - self.text.len()));
         let mut lines = self.text.split_inclusive(|byte| *byte == b'\n');
-        // RFC 4253 section 5.1: 1.99 is a server that speaks 2.0 and older.
-        let announces = |line: &[u8]| line.starts_with(b"SSH-2.0-") || line.starts_with(b"SSH-1.99-");
+        let announces = |line: &[u8]| ANNOUNCEMENTS.iter().any(|words| line.starts_with(words));
         if lines.any(|line| announces(line) && line.ends_with(b"\n")) {
             self.complete = true;
             self.text = Vec::new();
@@ -40,6 +45,13 @@ impl Greeting {
         self.complete || !self.text.is_empty()
     }
 
+    /// The server has begun to greet as an SSH server does.
+    pub(super) fn is_begun(&self) -> bool {
+        let line = self.text.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        let begins = |words: &[u8]| line.starts_with(words) || words.starts_with(line);
+        !line.is_empty() && line.len() < Self::MAX_LINE && ANNOUNCEMENTS.into_iter().any(begins)
+    }
+
     /// Why there was no greeting, when the connection has ended without one.
     pub(super) fn failure(&self, bastion: &HostPort) -> Failure {
         let text = one_line(&String::from_utf8_lossy(&self.text), 120);
@@ -49,6 +61,10 @@ impl Greeting {
             Failure::new(Cause::BannerBusy, format!("sshd at {bastion} says \"{text}\""))
         } else if self.text.is_empty() {
             Failure::new(Cause::BannerClosed, format!("{bastion} closed the connection without a word"))
+        } else if self.is_begun() {
+            let text =
+                format!("{bastion} said \"{text}\", and closed the connection before its greeting was whole");
+            Failure::new(Cause::BannerClosed, text)
         } else {
             Failure::new(Cause::BannerNotSsh, format!("{bastion} says \"{text}\", which is not SSH 2.0"))
         }
@@ -82,6 +98,10 @@ mod tests {
             (b"Not allowed at this time\r\n", Cause::BannerBusy),
             (b"HTTP/1.1 400 Bad Request\r\n\r\n", Cause::BannerNotSsh),
             (b"\0\xff\x03", Cause::BannerNotSsh),
+            (b"SSH-1.5-old", Cause::BannerNotSsh),
+            (b"SSH-2.0-old\r", Cause::BannerClosed),
+            (b"welcome\r\nSSH-", Cause::BannerClosed),
+            (&[&b"SSH-2.0-"[..], &[b'x'; 300]].concat(), Cause::BannerNotSsh),
         ] {
             assert_eq!(greeting(&[text]).failure(&HostPort::new("b", 22)).cause, cause, "{text:?}");
         }
