@@ -8,6 +8,7 @@ pub mod browser;
 pub mod client;
 pub mod cloud;
 pub mod daemon;
+pub mod handshake;
 pub mod hosts;
 pub mod logins;
 pub mod patience;
