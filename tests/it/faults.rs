@@ -6,6 +6,7 @@
 //! reason; and afterwards everything is as it was before.
 
 mod path;
+mod sshd;
 mod stage;
 mod stream;
 mod surfaces;
@@ -16,6 +17,7 @@ use stage::Stage;
 use stream::{Ended, Stream};
 use surfaces::Said;
 
+use crate::support::client::{Job, job};
 use crate::support::eventually;
 
 /// Something that goes wrong, and its end.
@@ -51,7 +53,7 @@ enum Streams {
 enum Newcomer {
     /// It is served, soon or once it is over.
     Served,
-    /// It is told why not.
+    /// It is told why not, at once.
     Refused,
 }
 
@@ -85,7 +87,7 @@ fn run<T: Trouble>(stage: &mut Stage, row: &Row<T>) {
     if row.when == Moment::Dialling {
         stage.prod.kill_sessions();
     }
-    let newcomer = stage.stream();
+    let newcomer = (row.newcomer == Newcomer::Served).then(|| stage.stream());
     let broken = row.streams == Streams::Break;
     match row.streams {
         Streams::Survive => streams.iter().for_each(|stream| stream.wait_for_more(2)),
@@ -102,17 +104,12 @@ fn run<T: Trouble>(stage: &mut Stage, row: &Row<T>) {
     if let Some(why) = why {
         said.wait_for_page(stage, why);
     }
-    let newcomer = match row.newcomer {
-        Newcomer::Served => Some(newcomer),
-        Newcomer::Refused => {
-            let Why(phase, reason) = why.expect("somebody is refused for a reason");
-            let Ended::Told(text) = newcomer.ended(&stage.runtime) else {
-                panic!("nobody told the newcomer why")
-            };
-            assert!(text.contains(&format!("{phase} {reason}: ")), "{text}");
-            None
-        }
-    };
+    if row.newcomer == Newcomer::Refused {
+        let Why(phase, reason) = why.expect("somebody is refused for a reason");
+        let job = stage.runtime.block_on(job(stage.daemon.address("echo")));
+        let Job::Unanswered(text) = job else { panic!("it was not told why it is not served: {job:?}") };
+        assert!(text.contains(&format!("{phase} {reason}: ")), "{text}");
+    }
     stage.assert_bystander_untouched();
     let streams = if broken {
         for stream in streams {

@@ -66,6 +66,12 @@ impl Stage {
         Self::behind_relay(prod, "", |_| {})
     }
 
+    /// Without a relay.
+    pub fn direct(prod: Bastion) -> Self {
+        let (relay, section) = (Relay::before(prod.port), prod.section("prod", prod.port));
+        Self::build(prod, relay, Echo::start(), &section, "", |_| {})
+    }
+
     pub fn behind_relay(prod: Bastion, keys: &str, change: impl FnOnce(&mut Command)) -> Self {
         let relay = Relay::before(prod.port);
         let section = format!("{}{keys}", prod.section("prod", relay.port));
@@ -111,6 +117,11 @@ impl Stage {
 
     pub fn stream_of(&self, database: &str) -> Stream {
         Stream::start(&self.runtime, self.daemon.address(database), PACE)
+    }
+
+    /// One that says all that it can.
+    pub fn fast_stream(&self) -> Stream {
+        Stream::start(&self.runtime, self.daemon.address("echo"), Duration::ZERO)
     }
 
     fn all_have_left(&self) {

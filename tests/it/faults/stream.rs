@@ -148,8 +148,6 @@ pub enum Ended {
     Broken(io::ErrorKind),
     /// By a clean end that was none.
     Short(u64),
-    /// It was told why it is not served.
-    Told(String),
 }
 
 /// A client that says and checks a stream of its own.
@@ -241,18 +239,11 @@ async fn converse(
             }
         }
     };
-    if count == 0 && rest.first() == Some(&b'E') {
-        saying.abort();
-        return Ended::Told(String::from_utf8_lossy(&rest).into_owned());
-    }
-    if rest.len() != 8 {
-        saying.abort();
-        return Ended::Short(count);
-    }
-    match timeout(PATIENCE, saying).await {
-        Ok(Ok(Ok(said))) if said == count && rest == u64::to_le_bytes(said * BLOCK as u64) => {
-            Ended::Whole(count)
-        }
+    // It says no more. A reset is told once, and it may have been told of it.
+    room.close();
+    match timeout(PATIENCE, saying).await.unwrap().unwrap() {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Ended::Broken(error.kind()),
+        Ok(said) if said == count && rest == u64::to_le_bytes(said * BLOCK as u64) => Ended::Whole(count),
         _ => Ended::Short(count),
     }
 }
@@ -269,7 +260,7 @@ async fn say(
     let mut count = 0;
     // One block at least.
     while count == 0 || !*finish.borrow() {
-        room.acquire().await.unwrap().forget();
+        room.acquire().await.map_err(|_| io::ErrorKind::Interrupted)?.forget();
         write.write_all(&block(seed, count)).await?;
         count += 1;
         let _ = timeout(pace, finish.wait_for(|finish| *finish)).await;
