@@ -275,7 +275,11 @@ fn tcp_failure(bastion: &HostPort, errors: &[(SocketAddr, io::Error)]) -> Failur
     });
     let mut detail = format!("cannot connect to {bastion}");
     append_errors(&mut detail, bastion, errors);
-    Failure::new(cause, detail)
+    let failure = Failure::new(cause, detail);
+    match errors.first() {
+        Some((_, error)) => failure.from_system(error),
+        None => failure,
+    }
 }
 
 /// The address is named only where the host's name does not say it already.

@@ -58,7 +58,8 @@ fn unreadable(path: &Path, found: impl std::fmt::Display) -> Failure {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
-    let cannot = |error: io::Error| unreadable(path, format!("cannot be read: {}", plain(&error)));
+    let cannot =
+        |error: io::Error| unreadable(path, format!("cannot be read: {}", plain(&error))).from_system(&error);
     // What is looked at is what is read, whatever becomes of the path meanwhile.
     let (file, metadata) = match files::open(path) {
         Ok((file, metadata)) if metadata.is_file() => (file, metadata),
