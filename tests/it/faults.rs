@@ -5,6 +5,11 @@
 //! and client notices nothing; whoever comes meanwhile is held and served in the end; every surface tells the same phase and
 //! reason; and afterwards everything is as it was before.
 
+mod clients;
+mod database;
+mod names;
+mod network;
+mod own;
 mod path;
 mod sshd;
 mod stage;
@@ -24,6 +29,16 @@ use crate::support::eventually;
 trait Trouble: Debug {
     fn begin(&self, stage: &mut Stage);
     fn end(&self, stage: &mut Stage);
+}
+
+impl<T: Trouble> Trouble for &T {
+    fn begin(&self, stage: &mut Stage) {
+        (*self).begin(stage);
+    }
+
+    fn end(&self, stage: &mut Stage) {
+        (*self).end(stage);
+    }
 }
 
 /// What is under way when it begins.

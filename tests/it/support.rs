@@ -16,6 +16,7 @@ pub mod postgres;
 pub mod processes;
 pub mod prometheus;
 pub mod relay;
+pub mod room;
 pub mod sni;
 pub mod webhook;
 

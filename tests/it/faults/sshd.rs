@@ -40,6 +40,11 @@ fn sessions(bastion: &Bastion) -> impl Iterator<Item = u32> {
     monitors.flat_map(|monitor| children(monitor).into_iter().chain([monitor]))
 }
 
+/// The descriptor that a process gets next.
+fn first_free(process: u32) -> u32 {
+    (0..).find(|number| !std::path::Path::new(&format!("/proc/{process}/fd/{number}")).is_symlink()).unwrap()
+}
+
 /// Puts the host key away that it has, and another in its place; or back again.
 fn exchange_host_key(bastion: &Bastion) {
     let (key, other) = (bastion.path("host"), bastion.path("other_host"));
@@ -67,7 +72,9 @@ impl Trouble for Sshd {
             Self::OutOfProcesses => limit(prod, prod.pid(), "--nproc=1:"),
             Self::OutOfDescriptors => limit(prod, prod.pid(), "--nofile=4:"),
             Self::SessionsOutOfDescriptors => {
-                sessions(prod).for_each(|process| limit(prod, process, "--nofile=4:"));
+                for process in sessions(prod) {
+                    limit(prod, process, &format!("--nofile={}:", first_free(process)));
+                }
             }
         }
     }

@@ -43,6 +43,24 @@ fn answer(seed: u64) -> u64 {
     !seed
 }
 
+/// What a client says that means no stream. Nobody minds what follows.
+pub const FOREIGN: u64 = u64::MAX;
+
+/// The number of streams that a test says by itself.
+const BY_HAND: u64 = 1 << 32;
+
+/// All that a client says that has so many blocks to say.
+pub fn opening(blocks: u64) -> Vec<u8> {
+    let said = (0..blocks).flat_map(|number| block(BY_HAND, number));
+    BY_HAND.to_le_bytes().into_iter().chain(said).collect()
+}
+
+/// And all that it is answered.
+pub fn answers(blocks: u64) -> Vec<u8> {
+    let said = (0..blocks).flat_map(|number| block(answer(BY_HAND), number));
+    said.chain((blocks * BLOCK as u64).to_le_bytes()).collect()
+}
+
 /// Reads one block, or what comes before the end of the direction.
 async fn read_block(from: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
     let mut read = Vec::with_capacity(BLOCK);
@@ -120,6 +138,10 @@ impl Echo {
 async fn serve(socket: TcpStream) -> Result<(), String> {
     let (mut read, mut write) = socket.into_split();
     let Ok(seed) = read.read_u64_le().await else { return Ok(()) };
+    if seed == FOREIGN {
+        let _ = tokio::io::copy(&mut read, &mut tokio::io::sink()).await;
+        return Ok(());
+    }
     let mut count = 0;
     loop {
         let Ok(heard) = read_block(&mut read).await else { return Ok(()) };

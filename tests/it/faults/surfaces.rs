@@ -70,7 +70,9 @@ impl Said {
     pub fn wait_for_failure(&self, stage: &Stage, reasons: &[Why]) -> Why {
         let why = *eventually(&format!("it fails by {reasons:?}"), || {
             let now = stage.daemon.metrics();
-            reasons.iter().find(|why| self.risen(&now, &series(**why)) >= 1.0)
+            let is_said =
+                |why: &&Why| self.risen(&now, &series(**why)) >= 1.0 && last_failure(stage, **why).is_some();
+            reasons.iter().find(is_said)
         });
         let Why(phase, reason) = why;
         let message = match subject(phase) {
@@ -78,7 +80,6 @@ impl Said {
             Subject::Clients => NOT_CONNECTED,
             Subject::Probe => DOWN,
         };
-        eventually(&format!("the status says {why:?}"), || last_failure(stage, why));
         eventually(&format!("the log tells of {why:?}"), || {
             let events = self.events(stage, message);
             let found =

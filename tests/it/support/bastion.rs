@@ -155,6 +155,15 @@ impl Bastion {
         format!("{}identity = {identity:?}\n", self.keyless_section(name, port))
     }
 
+    /// The same for a daemon that knows it by a name.
+    pub fn named_section(&self, name: &str, host: &str) -> String {
+        let known_hosts = self.path(&format!("known_hosts.{name}.{}", self.port));
+        let section = self.section(name, self.port).replace("\"127.0.0.1\"", &format!("{host:?}"));
+        let line = self.known_hosts_line(self.port).replace("127.0.0.1", host);
+        fs::write(known_hosts, line).unwrap();
+        section
+    }
+
     /// The same for a daemon to which nobody has said which host key is right.
     pub fn unknown_section(&self, name: &str) -> String {
         let section = self.section(name, self.port);
