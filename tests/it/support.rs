@@ -10,6 +10,7 @@ pub mod cloud;
 pub mod daemon;
 pub mod handshake;
 pub mod hosts;
+pub mod instead;
 pub mod logins;
 pub mod patience;
 pub mod postgres;
