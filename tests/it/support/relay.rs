@@ -26,7 +26,7 @@ pub enum Fault {
     SilenceDown,
     /// Passes nothing on and loses nothing: once it is over, everything goes on.
     Pause,
-    /// Passes so many bytes more of the server on and then ends the connection.
+    /// Passes so many bytes more of the server on and then ends the connection, of those that exist; new ones pass.
     CutIn(usize),
     /// Passes one byte of the server a second.
     Trickle,
@@ -141,14 +141,14 @@ async fn pass(
             return Ok(());
         }
         handshake.heard(&block[..read]);
-        let fault = faults.borrow().0;
+        let (fault, age) = *faults.borrow();
         if let Fault::Delay(delay) = fault {
             tokio::time::sleep(delay).await;
         }
         // How many bytes of the server pass, where not all do.
         let limit = match fault {
             Fault::CutAfter(limit) => Some(limit),
-            Fault::CutIn(bytes) => Some(*ends_at.get_or_insert(passed + bytes)),
+            Fault::CutIn(bytes) if born < age => Some(*ends_at.get_or_insert(passed + bytes)),
             Fault::CutAt(point) | Fault::StallAt(point) => handshake.position(point),
             _ => None,
         };
