@@ -3,6 +3,7 @@
 
 use crate::failure::{Cause, Failure, one_line};
 use crate::ids::HostPort;
+use crate::milestones::{Milestone, Milestones};
 
 /// RFC 4253 section 5.1: 1.99 is a server that speaks 2.0 and older.
 const ANNOUNCEMENTS: [&[u8]; 2] = [b"SSH-2.0-", b"SSH-1.99-"];
@@ -10,6 +11,7 @@ const ANNOUNCEMENTS: [&[u8]; 2] = [b"SSH-2.0-", b"SSH-1.99-"];
 /// Watches the first bytes of a connection. Memory is bounded by [`Greeting::MAX`].
 #[derive(Debug, Default)]
 pub(super) struct Greeting {
+    milestones: Milestones,
     text: Vec<u8>,
     /// The line that announces SSH 2.0 has been seen whole.
     complete: bool,
@@ -22,6 +24,10 @@ impl Greeting {
     /// The longest line that announces SSH (RFC 4253 section 4.2).
     const MAX_LINE: usize = 255;
 
+    pub(super) fn new(milestones: Milestones) -> Self {
+        Self { milestones, ..Self::default() }
+    }
+
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         if self.complete || self.text.len() >= Self::MAX {
             return;
@@ -29,7 +35,8 @@ impl Greeting {
         self.text.extend(bytes.iter().take(Self::MAX - self.text.len()));
         let mut lines = self.text.split_inclusive(|byte| *byte == b'\n');
         let announces = |line: &[u8]| ANNOUNCEMENTS.iter().any(|words| line.starts_with(words));
-        if lines.any(|line| announces(line) && line.ends_with(b"\n")) {
+        if let Some(line) = lines.find(|line| announces(line) && line.ends_with(b"\n")) {
+            self.milestones.tell(|| Milestone::Greeted(String::from_utf8_lossy(line).into_owned()));
             self.complete = true;
             self.text = Vec::new();
         }
