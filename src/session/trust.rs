@@ -52,7 +52,7 @@ pub fn read_files(plan: &KnownHostsPlan) -> Result<KnownHosts, Failure> {
                 let failure = Failure::new(Cause::HostKeyUnreadable, text);
                 return Err(match error.kind() {
                     io::ErrorKind::NotFound => failure.with_hint("make the file, or correct `known_hosts`"),
-                    _ => failure,
+                    _ => failure.from_system(&error),
                 });
             }
         };
@@ -214,7 +214,7 @@ pub fn store(
                 "let the daemon's user write to daemon.state_dir, and run `tunnelkeeper trust` as that user or root"
             }
         };
-        Failure::new(Cause::HostKeyUnreadable, text).with_hint(hint)
+        Failure::new(Cause::HostKeyUnreadable, text).with_hint(hint).from_system(&error)
     };
     let dir = own.parent().unwrap_or(Path::new("."));
     files::make_dir(dir).map_err(cannot)?;

@@ -316,6 +316,7 @@ fn cannot_make(path: &Path, error: &io::Error) -> Failure {
     .with_hint(
         "let the daemon's user write to daemon.state_dir, or name an existing private key with `identity`",
     )
+    .from_system(error)
 }
 
 fn for_another_key(path: &Path, certificate: &Certificate) -> Failure {

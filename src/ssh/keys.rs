@@ -74,7 +74,7 @@ fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
             io::ErrorKind::PermissionDenied => failure.with_hint(
                 "give the file to the daemon's user (chown), and let it enter the directories on the way",
             ),
-            _ => failure,
+            _ => failure.from_system(&error),
         }
     };
     // What is looked at is what is read, whatever becomes of the path meanwhile.

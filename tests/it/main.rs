@@ -33,6 +33,7 @@ mod crowd;
 mod doctor;
 mod explained;
 mod failover;
+mod faults;
 mod grafana;
 mod half_open;
 mod host_keys;

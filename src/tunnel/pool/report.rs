@@ -48,7 +48,7 @@ impl Pool {
                 );
                 // Sessions that are lost together count as one failure of the bastion.
                 if self.is_settled() || Instant::now() >= self.recovery.not_before(self.is_awaited()) {
-                    self.schedule(failure.cause);
+                    self.schedule(&failure);
                 }
                 // What is wrong with the new configuration explains more than how the last of the old one went.
                 if !slot.outdated || self.state.last_failure.is_none() {
@@ -60,7 +60,7 @@ impl Pool {
             Exit::NotEstablished { failure, .. } if slot.outdated => self.parts.metrics.failed(failure.cause),
             Exit::NotEstablished { failure, public_key, certificate, jump } => {
                 self.parts.metrics.failed(failure.cause);
-                let retry_at = self.schedule(failure.cause);
+                let retry_at = self.schedule(&failure);
                 self.state.public_key = public_key.clone().filter(|_| jump.is_none());
                 if jump.is_none() && certificate.is_some() {
                     self.certificate.note(certificate.clone());
@@ -91,14 +91,14 @@ impl Pool {
     }
 
     /// Decides when the bastion is dialled again.
-    fn schedule(&mut self, cause: Cause) -> Instant {
+    fn schedule(&mut self, failure: &Failure) -> Instant {
         let awaited = self.is_awaited();
         if self.is_settled() {
-            self.growth.after(cause);
+            self.growth.after(failure);
             return self.growth.not_before(awaited);
         }
         self.state.wavering |= !self.is_up();
-        let next = self.recovery.after(cause);
+        let next = self.recovery.after(failure);
         if next.refusing {
             self.files.watch();
         } else {

@@ -10,6 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use super::handshake::{Handshake, Point};
+
 /// What the relay does to its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -18,6 +20,20 @@ pub enum Fault {
     Silence,
     /// Like silence, for the connections that exist; new ones pass.
     SilenceOld,
+    /// Silence towards the server; what the server says passes.
+    SilenceUp,
+    /// Silence of the server; what it is told passes.
+    SilenceDown,
+    /// Passes nothing on and loses nothing: once it is over, everything goes on.
+    Pause,
+    /// Passes so many bytes more of the server on and then ends the connection, of those that exist; new ones pass.
+    CutIn(usize),
+    /// Passes one byte of the server a second.
+    Trickle,
+    /// Passes nothing of the server on from there.
+    StallAt(Point),
+    /// Passes the server's bytes up to there and then ends the connection.
+    CutAt(Point),
     /// Resets every connection, new ones at once.
     Reset,
     /// Passes bytes on so much later, in each direction.
@@ -104,11 +120,13 @@ async fn pass(
     from_server: bool,
 ) -> std::io::Result<()> {
     let mut block = vec![0; 64 << 10];
-    let mut passed = 0;
+    let (mut passed, mut handshake, mut ends_at) = (0, Handshake::default(), None);
     loop {
         let read = from.read(&mut block).await?;
         let silent = |(fault, age): &(Fault, u64)| match fault {
             Fault::Silence => true,
+            Fault::SilenceUp => !from_server,
+            Fault::SilenceDown => from_server,
             Fault::SilenceOld => born < *age,
             _ => false,
         };
@@ -117,23 +135,51 @@ async fn pass(
             let _ = faults.wait_for(|state| !silent(state)).await;
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
+        let _ = faults.wait_for(|(fault, _)| *fault != Fault::Pause).await;
         if read == 0 {
             to.shutdown().await?;
             return Ok(());
         }
-        let fault = faults.borrow().0;
-        let mut len = read;
-        match fault {
-            Fault::Delay(delay) => tokio::time::sleep(delay).await,
-            Fault::CutAfter(limit) if from_server => len = len.min(limit.saturating_sub(passed)),
-            _ => {}
+        handshake.heard(&block[..read]);
+        let (fault, age) = *faults.borrow();
+        if let Fault::Delay(delay) = fault {
+            tokio::time::sleep(delay).await;
         }
-        to.write_all(&block[..len]).await?;
+        // How many bytes of the server pass, where not all do.
+        let limit = match fault {
+            Fault::CutAfter(limit) => Some(limit),
+            Fault::CutIn(bytes) if born < age => Some(*ends_at.get_or_insert(passed + bytes)),
+            Fault::CutAt(point) | Fault::StallAt(point) => handshake.position(point),
+            _ => None,
+        };
+        let limit = limit.filter(|_| from_server);
+        let len = limit.map_or(read, |limit| read.min(limit.saturating_sub(passed)));
+        let drops = if from_server { trickle(&mut to, &block[..len], &mut faults).await? } else { 0 };
+        to.write_all(&block[drops..len]).await?;
         passed += len;
-        if matches!(fault, Fault::CutAfter(limit) if from_server && passed >= limit) {
+        if limit.is_some_and(|limit| passed >= limit) {
+            if matches!(fault, Fault::StallAt(_)) {
+                let _ = faults.wait_for(|(now, _)| *now != fault).await;
+            }
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
     }
+}
+
+/// Writes byte by byte for as long as it is to. Returns how many.
+async fn trickle(
+    to: &mut tokio::net::tcp::OwnedWriteHalf,
+    block: &[u8],
+    faults: &mut watch::Receiver<(Fault, u64)>,
+) -> std::io::Result<usize> {
+    let mut drops = 0;
+    while drops < block.len() && faults.borrow().0 == Fault::Trickle {
+        to.write_all(&block[drops..=drops]).await?;
+        drops += 1;
+        let over = faults.wait_for(|(fault, _)| *fault != Fault::Trickle);
+        let _ = tokio::time::timeout(Duration::from_secs(1), over).await;
+    }
+    Ok(drops)
 }
 
 fn reset(socket: &TcpStream) {
