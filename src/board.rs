@@ -13,10 +13,12 @@ use crate::history::{History, Sight, Unit};
 use crate::ids::Name;
 use crate::settings::plan::{BastionPlan, DatabasePlan, TlsPlan};
 use crate::snapshot::{
-    Bastion, Certificate, Client, Configuration, Daemon, Database, Probe, Session, Snapshot, Stamp, Trouble,
+    Bastion, Certificate, Client, Configuration, Cut, Daemon, Database, Probe, Session, Snapshot, Stamp,
+    Trouble,
 };
 use crate::state::{
-    CertificateTerm, ClientState, ForwardState, Health, ProbeState, SessionState, TunnelState,
+    CertificateTerm, ClientState, CutAfter, ForwardState, Health, ProbeState, SessionCut, SessionState,
+    TunnelState,
 };
 
 /// How far the daemon is in its own life.
@@ -243,6 +245,7 @@ fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
             .map(|incident| Trouble::new(incident, tunnel.outdated || !tunnel.is_up())),
         public_key: tunnel.public_key.clone(),
         certificate: tunnel.certificate.as_ref().map(certificate),
+        session_cut: tunnel.cuts.get(&plan.name).map(|cut| self::cut(cut, &plan.name)),
         sessions: tunnel.sessions.iter().map(session).collect(),
     }
 }
@@ -253,6 +256,17 @@ fn certificate(term: &CertificateTerm) -> Certificate {
         valid_from: Stamp(term.from),
         expires: Stamp(term.until),
         ending: term.is_ending(SystemTime::now()),
+    }
+}
+
+fn cut(cut: &SessionCut, bastion: &Name) -> Cut {
+    Cut {
+        after: cut.after.as_str().to_owned(),
+        seconds: cut.seconds(),
+        at_most: matches!(cut.after, CutAfter::Idle { at_most: true }),
+        losses: cut.losses,
+        detail: cut.detail(),
+        hint: cut.hint(bastion),
     }
 }
 

@@ -30,6 +30,7 @@ pub mod state;
 // Floor 1: rules. Decisions without I/O and without a clock.
 pub mod history;
 pub mod host_keys;
+pub mod idle_cut;
 pub mod keepalive;
 pub mod pgwire;
 pub mod placement;

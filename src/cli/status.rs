@@ -107,6 +107,10 @@ fn add_bastion(table: &mut Table, snapshot: &Snapshot, bastion: &Bastion) {
     if let Some(warning) = bastion.certificate_warning(snapshot.at) {
         table.line(&warning);
     }
+    if let Some(cut) = &bastion.session_cut {
+        table.line(&cut.detail);
+        table.line(&format!("hint: {}", cut.hint));
+    }
     if bastion.up {
         return;
     }

@@ -38,6 +38,7 @@ fn snapshot(up: bool) -> Snapshot {
             last_failure: None,
             public_key: None,
             certificate: None,
+            session_cut: None,
             sessions: vec![Session {
                 id: 1,
                 state: "established".into(),

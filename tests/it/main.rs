@@ -34,6 +34,7 @@ mod grafana;
 mod half_open;
 mod host_keys;
 mod hostile;
+mod idle_cuts;
 mod jobs;
 mod jumps;
 mod kinds;
