@@ -68,6 +68,7 @@ pub mod session;
 // Floor 6: units. One loop each.
 pub mod forward;
 pub mod probe;
+pub mod rotation;
 pub mod tunnel;
 
 // Floor 7: starts units, and keeps them running.

@@ -4,6 +4,7 @@
 //! session's lane.
 
 mod identities;
+pub mod next_key;
 pub mod trust;
 mod way;
 

@@ -146,6 +146,9 @@ pub struct Bastion {
     pub last_failure: Option<Trouble>,
     /// The key that it has to be told, while it rejects it.
     pub public_key: Option<String>,
+    /// The key that takes the place of the one in use once the bastion accepts it.
+    #[serde(default)]
+    pub next_key: Option<NextKey>,
     /// The certificate that it is shown, if that ends.
     #[serde(default)]
     pub certificate: Option<Certificate>,
@@ -153,6 +156,16 @@ pub struct Bastion {
     #[serde(default)]
     pub session_cut: Option<Cut>,
     pub sessions: Vec<Session>,
+}
+
+/// A key that waits for its bastion to accept it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct NextKey {
+    pub public_key: String,
+    pub since: Stamp,
+    /// When the bastion was asked about it last.
+    pub last_asked: Option<Stamp>,
 }
 
 /// What sessions were cut by several times in succession.

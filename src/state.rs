@@ -279,6 +279,17 @@ impl TunnelState {
     }
 }
 
+/// A key that waits for its bastion to accept it, and then takes the place of the one before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingKey {
+    /// What the bastion has to be told.
+    pub public_key: String,
+    /// When it was made.
+    pub since: SystemTime,
+    /// When the bastion was asked last.
+    pub asked: Option<SystemTime>,
+}
+
 /// What a forward says of itself.
 #[derive(Clone, Debug, Default)]
 pub struct ForwardState {

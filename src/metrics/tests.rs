@@ -37,6 +37,7 @@ fn snapshot(up: bool) -> Snapshot {
             next_attempt: None,
             last_failure: None,
             public_key: None,
+            next_key: None,
             certificate: None,
             session_cut: None,
             sessions: vec![Session {

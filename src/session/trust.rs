@@ -181,8 +181,9 @@ pub async fn fetch(plan: &BastionPlan, jumps: &[Arc<BastionPlan>]) -> Result<Vec
     ssh::look_at_host_keys(plan, way.last().map(|connection| &**connection)).await
 }
 
-/// The plan of a jump of which nothing is learnt: whoever confirms one key has not been asked about another.
-fn as_known(plan: &BastionPlan) -> BastionPlan {
+/// A plan by which nothing is learnt: whoever confirms one key, or asks about another matter, has not been asked about
+/// this one.
+pub(super) fn as_known(plan: &BastionPlan) -> BastionPlan {
     let mut plan = plan.clone();
     if let TrustPlan::Files(known_hosts) = &mut plan.trust {
         (known_hosts.policy, known_hosts.update) = (HostKeyPolicy::Strict, false);

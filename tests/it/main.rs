@@ -48,6 +48,7 @@ mod page;
 mod passwords;
 mod queries;
 mod reload;
+mod rotation;
 mod secrets;
 mod service;
 mod sockets;
