@@ -252,7 +252,10 @@ fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
         public_key: tunnel.public_key.clone(),
         next_key: next_key.borrow().as_ref().map(self::next_key),
         certificate: tunnel.certificate.as_ref().map(certificate),
-        session_cut: tunnel.cuts.get(&plan.name).map(|cut| self::cut(cut, &plan.name)),
+        session_cut: tunnel
+            .cuts
+            .get(&plan.name)
+            .map(|cut| self::cut(cut, tunnel.pinged_by.as_ref().unwrap_or(&plan.name))),
         sessions: tunnel.sessions.iter().map(session).collect(),
     }
 }

@@ -269,6 +269,8 @@ pub struct TunnelState {
     pub certificate: Option<CertificateTerm>,
     /// What cuts sessions again and again, by the bastion on the way that it befalls.
     pub cuts: BTreeMap<Name, SessionCut>,
+    /// The bastion behind it whose keepalives were cut, where it is only gone through.
+    pub pinged_by: Option<Name>,
 }
 
 impl TunnelState {

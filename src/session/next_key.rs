@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use super::identities::load_identities;
 use super::trust::{self, as_known};
-use super::way::{Owned, place, reach};
 use crate::failure::Failure;
 use crate::settings::plan::{BastionPlan, IdentityPlan};
 use crate::ssh::{self, BufferMemory, Gate, next_key_path};
@@ -22,14 +21,7 @@ pub async fn accepts_next(plan: &BastionPlan, jumps: &[Arc<BastionPlan>]) -> Res
     let identity = IdentityPlan::Own { path: next_key_path(path), generate: false };
     let next = Arc::new(BastionPlan { identity, password: None, agent: None, ..as_known(plan) });
     let memory = BufferMemory::new(usize::MAX);
-    let mut way: Vec<Owned> = Vec::new();
-    for jump in jumps {
-        let jump = &Arc::new(as_known(jump));
-        let through = way.last().map(|connection| &**connection);
-        let reached = reach(jump, through, Gate::new(&memory, Arc::default())).await;
-        let reached = reached.map_err(|unreached| unreached.failure.at(&place(jump)))?;
-        way.push(reached.connection);
-    }
+    let way = trust::pass(jumps, &memory).await?;
     let trusted = Arc::new(trust::read(&next).await?);
     let identities = load_identities(&next).await?;
     let deadline = Instant::now() + next.connect_timeout;

@@ -169,16 +169,24 @@ pub(super) async fn renew(
 /// # Errors
 /// Those of any hop.
 pub async fn fetch(plan: &BastionPlan, jumps: &[Arc<BastionPlan>]) -> Result<Vec<HostKey>, Failure> {
-    let memory = BufferMemory::new(usize::MAX);
+    let way = pass(jumps, &BufferMemory::new(usize::MAX)).await?;
+    ssh::look_at_host_keys(plan, way.last().map(|connection| &**connection)).await
+}
+
+/// Logs in to jumps, one through the other, and learns nothing of them.
+pub(super) async fn pass(
+    jumps: &[Arc<BastionPlan>],
+    memory: &Arc<BufferMemory>,
+) -> Result<Vec<Owned>, Failure> {
     let mut way: Vec<Owned> = Vec::new();
     for jump in jumps {
         let jump = &Arc::new(as_known(jump));
         let through = way.last().map(|connection| &**connection);
-        let reached = reach(jump, through, Gate::new(&memory, Arc::default())).await;
+        let reached = reach(jump, through, Gate::new(memory, Arc::default())).await;
         let reached = reached.map_err(|unreached| unreached.failure.at(&place(jump)))?;
         way.push(reached.connection);
     }
-    ssh::look_at_host_keys(plan, way.last().map(|connection| &**connection)).await
+    Ok(way)
 }
 
 /// A plan by which nothing is learnt: whoever confirms one key, or asks about another matter, has not been asked about

@@ -71,7 +71,7 @@ impl SessionCut {
         }
     }
 
-    /// What to do about it.
+    /// What to do about it. `bastion` is the one whose keepalives pass there: at a jump, the bastion behind it.
     #[must_use]
     pub fn hint(&self, bastion: &Name) -> String {
         match self.after {

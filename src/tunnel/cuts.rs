@@ -13,14 +13,14 @@ use crate::state::{SessionCut, SessionPhase, SessionState};
 pub(super) struct Cuts(BTreeMap<Name, IdleCuts>);
 
 impl Cuts {
-    /// A session was lost at this bastion. Returns what it was that cut it, if that is proved.
-    pub(super) fn lost(&mut self, bastion: &Name, loss: Loss) -> Option<SessionCut> {
+    /// A session to `own` was lost at `bastion`, itself or a jump. Returns what it was that cut it, if that is proved.
+    pub(super) fn lost(&mut self, own: &Name, bastion: &Name, loss: Loss) -> Option<SessionCut> {
         let cuts = self.0.entry(bastion.clone()).or_default();
         let before = cuts.finding();
         let fits = cuts.lost(loss, now().instant);
         let cut = cuts.finding().filter(|_| fits)?;
         if before.is_none_or(|before| before.after != cut.after) {
-            let (detail, hint) = (cut.detail(), cut.hint(bastion));
+            let (detail, hint) = (cut.detail(), cut.hint(own));
             warn!(%bastion, after = cut.after.as_str(), seconds = cut.seconds(), detail, hint, "sessions are cut");
         }
         Some(cut)

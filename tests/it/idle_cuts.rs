@@ -75,6 +75,22 @@ fn a_balancer_that_cuts_what_is_idle_is_recognised_and_the_remedy_helps() {
 }
 
 #[test]
+fn what_cuts_at_a_jump_is_told_of_the_jump() {
+    let (edge, prod) = (Bastion::start(), Bastion::start());
+    let relay = Relay::before(edge.port);
+    relay.set(Fault::CutIdle(Duration::from_secs(3)));
+    let jump = format!("jump = \"edge\"\nkeepalive_interval = \"1m\"\n{}", edge.section("edge", relay.port));
+    let daemon = unused(&prod, prod.port, &jump);
+    let cut = eventually("it is known what cuts sessions", || {
+        Some(daemon.bastion("edge")["session_cut"].clone()).filter(|cut| !cut.is_null())
+    });
+    assert_eq!((&cut["after"], &cut["seconds"]), (&"idle".into(), &3.into()), "{cut}");
+    // Nobody pings a jump but who goes through it.
+    assert!(cut["hint"].as_str().unwrap().contains("[bastions.prod]"), "{cut}");
+    assert!(daemon.bastion("prod")["session_cut"].is_null());
+}
+
+#[test]
 fn a_nat_that_forgets_what_is_idle_is_found_out_by_the_next_ping() {
     let bastion = Bastion::start();
     let relay = Relay::before(bastion.port);
@@ -115,7 +131,12 @@ fn an_sshd_that_gets_no_answer_to_its_questions_is_recognised() {
         eventually("sshd gives it up", || (daemon.events("session lost").len() == loss).then_some(()));
     }
     let events = daemon.events("session lost");
-    assert!(events.iter().all(|lost| lost["reason"] == "closed_by_bastion"), "{events:?}");
+    // It says so in its own log only.
+    let unexplained = |lost: &Value| lost["detail"].as_str().unwrap().contains("without a word");
+    assert!(
+        events.iter().all(|lost| lost["reason"] == "closed_by_bastion" && unexplained(lost)),
+        "{events:?}"
+    );
     assert!(bastion.log().contains("Timeout, client not responding"), "{}", bastion.log());
     let cut = cut(&daemon);
     assert_eq!(cut["after"], "client_alive", "{cut}");

@@ -200,6 +200,40 @@ fn a_daemon_that_was_killed_in_between_logs_in_with_what_is_there_and_goes_on() 
 }
 
 #[test]
+fn the_keys_of_a_jump_and_of_the_bastion_behind_it_are_rotated() {
+    let (edge, prod) = (Bastion::start(), Bastion::start());
+    let (dir, path) = configured(&format!(
+        "{}{}jump = \"edge\"\n{}",
+        edge.keyless_section("edge", edge.port),
+        prod.keyless_section("prod", prod.port),
+        Postgres::shared().unprobed_section("analytics", "prod")
+    ));
+    let bastions = [("edge", &edge), ("prod", &prod)];
+    let mut lines = Vec::new();
+    for (name, bastion) in bastions {
+        assert!(run(&path, &["keygen", name]).status.success());
+        let first = public_line(&dir.path().join("state/keys").join(name));
+        bastion.authorize(&first);
+        lines.push((first, make_next(&path, name)));
+    }
+    let daemon = start(dir, &path);
+    daemon.wait_up("edge");
+    for ((name, bastion), (first, next)) in bastions.iter().zip(&lines) {
+        wait_asked(&daemon, name);
+        bastion.authorize(&format!("{first}\n{next}"));
+    }
+    daemon.signal(Signal::SIGHUP);
+    for ((name, bastion), (_, next)) in bastions.iter().zip(&lines) {
+        eventually("the next key is in use", || next_key(&daemon, name).is_none().then_some(()));
+        bastion.authorize(next);
+    }
+    edge.kill_sessions();
+    daemon.wait_event("session lost");
+    daemon.wait_up("prod");
+    assert_eq!(runtime().block_on(job(daemon.address("analytics"))), Job::Done);
+}
+
+#[test]
 fn a_key_that_is_rejected_meanwhile_gives_way_to_the_next_one() {
     let bastion = Bastion::start();
     let config = format!(

@@ -39,9 +39,9 @@ impl Pool {
             Exit::Lost { failure, lived, pause, clients, jump } => {
                 self.parts.metrics.lost(failure.cause);
                 let loss = Loss { cause: failure.cause, age: lived, pause };
-                let bastion = jump.as_ref().unwrap_or(&self.parts.plan.name);
-                let failure = match self.cuts.lost(bastion, loss) {
-                    Some(cut) => failure.with_hint(format!("{}: {}", cut.detail(), cut.hint(bastion))),
+                let own = &self.parts.plan.name;
+                let failure = match self.cuts.lost(own, jump.as_ref().unwrap_or(own), loss) {
+                    Some(cut) => failure.with_hint(format!("{}: {}", cut.detail(), cut.hint(own))),
                     None => failure,
                 };
                 warn!(
