@@ -37,7 +37,7 @@ fn three_losses_after_the_same_idle_time_are_a_cut() {
     assert!(case.lose(Cause::SessionReset, 1200, pause(62, 0, 50)));
     assert_eq!(case.found(), Some(("idle", 61, 3)));
     let cut = case.cuts.finding().unwrap();
-    assert_eq!(cut.detail(), "the last 3 sessions were cut after about 1m 1s idle");
+    assert_eq!(cut.detail(), "3 sessions were cut after about 1m 1s idle");
     let hint = cut.hint(&crate::ids::Name::parse("prod").unwrap());
     assert!(hint.contains("`keepalive_interval = \"30s\"` into [bastions.prod]"), "{hint}");
     // A restart of sshd in between has nothing to do with it.
@@ -71,7 +71,7 @@ fn an_end_that_is_found_by_asking_is_at_most_so_late() {
         assert_eq!(case.found(), Some(("idle", 600, 3)));
         let cut = case.cuts.finding().unwrap();
         assert_eq!(cut.after, CutAfter::Idle { at_most: true });
-        assert_eq!(cut.detail(), "the last 3 sessions were found cut after 10m idle");
+        assert_eq!(cut.detail(), "3 sessions were found cut after 10m idle");
         // That it was asked after this time, and answered, is the opposite.
         case.cuts.lives(600 * S, 601 * S);
         assert_eq!(case.found(), None);

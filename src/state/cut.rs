@@ -39,7 +39,7 @@ pub struct SessionCut {
     pub after: CutAfter,
     /// How long.
     pub time: Duration,
-    /// The sessions that were lost in this way in succession.
+    /// The sessions that were lost in this way, without one in between that came through more.
     pub losses: u32,
 }
 
@@ -59,14 +59,14 @@ impl SessionCut {
         let (losses, time) = (self.losses, format_duration(Duration::from_secs(self.seconds())));
         match self.after {
             CutAfter::Idle { at_most: false } => {
-                format!("the last {losses} sessions were cut after about {time} idle")
+                format!("{losses} sessions were cut after about {time} idle")
             }
             CutAfter::Idle { at_most: true } => {
-                format!("the last {losses} sessions were found cut after {time} idle")
+                format!("{losses} sessions were found cut after {time} idle")
             }
-            CutAfter::Age => format!("the last {losses} sessions were cut at the age of about {time}"),
+            CutAfter::Age => format!("{losses} sessions were cut at the age of about {time}"),
             CutAfter::ClientAlive => format!(
-                "the bastion asks every {time} whether we live, and closed the last {losses} sessions for want of an answer"
+                "the bastion asks every {time} whether we live, and closed {losses} sessions for want of an answer"
             ),
         }
     }
