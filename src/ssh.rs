@@ -24,6 +24,7 @@ mod next_key;
 mod pins;
 mod prompts;
 mod proxy;
+mod refusal;
 mod signing;
 mod tally;
 mod transport;
