@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::Visit;
 use super::identities::load_identities;
 use super::trust::{self, as_known};
 use crate::failure::Failure;
+use crate::milestones::Milestones;
 use crate::settings::plan::{BastionPlan, IdentityPlan};
 use crate::ssh::{self, BufferMemory, Gate, next_key_path};
 
@@ -17,15 +19,22 @@ use crate::ssh::{self, BufferMemory, Gate, next_key_path};
 /// # Errors
 /// Those of any hop, and of a next key that cannot be read; that the bastion does not accept it is none.
 pub async fn accepts_next(plan: &BastionPlan, jumps: &[Arc<BastionPlan>]) -> Result<bool, Failure> {
+    accepts_next_through(plan, trust::pass(jumps).await?.as_deref()).await
+}
+
+/// The same where we are logged in to the jump already.
+///
+/// # Errors
+/// The same.
+pub async fn accepts_next_through(plan: &BastionPlan, outer: Option<&Visit>) -> Result<bool, Failure> {
     let IdentityPlan::Own { path, .. } = &plan.identity else { return Ok(false) };
     let identity = IdentityPlan::Own { path: next_key_path(path), generate: false };
     let next = Arc::new(BastionPlan { identity, password: None, agent: None, ..as_known(plan) });
-    let memory = BufferMemory::new(usize::MAX);
-    let way = trust::pass(jumps, &memory).await?;
     let trusted = Arc::new(trust::read(&next).await?);
     let identities = load_identities(&next).await?;
     let deadline = Instant::now() + next.connect_timeout;
-    let (through, gate) = (way.last().map(|connection| &**connection), Gate::new(&memory, Arc::default()));
-    let connected = ssh::connect(&next, through, trusted, gate, deadline).await?;
+    let (through, gate) =
+        (outer.map(Visit::connection), Gate::new(&BufferMemory::new(usize::MAX), Arc::default()));
+    let connected = ssh::connect(&next, through, trusted, gate, deadline, &Milestones::default()).await?;
     connected.accepts(&next.user, &identities, deadline).await
 }

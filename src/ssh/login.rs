@@ -6,6 +6,7 @@
 
 mod password;
 
+use std::fmt;
 use std::time::Duration;
 
 use russh::client::{AuthResult, Handle};
@@ -22,6 +23,7 @@ use super::signing::{Signing, Unsigned};
 use super::tally::{Rejected, Tally};
 use crate::failure::{Cause, Failure};
 use crate::ids::HostPort;
+use crate::milestones::{Milestone, Milestones};
 use crate::state::CertificateTerm;
 pub use password::FetchPassword;
 use password::Password;
@@ -69,7 +71,11 @@ impl Connected {
             // russh has no other word for the end of a connection.
             Ok(false) if self.handle.is_closed() => {
                 let text = format!("{} ended the login of \"{user}\"", self.bastion);
-                Err(self.explain(Failure::new(Cause::AuthClosed, text)).await)
+                // Where MaxAuthTries is 1, a no is the end.
+                match self.explain(Failure::new(Cause::AuthClosed, text)).await {
+                    failure if failure.cause == Cause::AuthTooManyFailures => Ok(false),
+                    failure => Err(failure),
+                }
             }
             Ok(accepted) => {
                 Connection::new(self, None).close().await;
@@ -109,6 +115,7 @@ impl Connected {
             rsa_hashes: None,
             wants_sha1: false,
             awaited: Awaited::Bastion,
+            milestones: &self.milestones,
         }
     }
 
@@ -151,6 +158,7 @@ struct Login<'a> {
     /// It says that it likes SHA-1 only.
     wants_sha1: bool,
     awaited: Awaited,
+    milestones: &'a Milestones,
     tally: Tally,
 }
 
@@ -167,12 +175,16 @@ impl Login<'_> {
         let identities = self.identities;
         let mut left = identities.list.iter();
         let mut used = None;
+        let mut last: &(dyn fmt::Display + Sync) = &"nothing, since the bastion asks for nothing";
         let mut by_prompts = self.password.is_some();
         let mut by_password = self.password.is_some();
         let mut answer = self.ask_what_it_accepts().await?;
         loop {
             let methods = match answer {
-                Answer::Accepted => return Ok(used),
+                Answer::Accepted => {
+                    self.milestones.tell(|| Milestone::LoggedIn(self.tally.describe_success(last)));
+                    return Ok(used);
+                }
                 Answer::GoOn(methods) => methods,
             };
             // A password that was rejected once is not tried in another way: that would only lock the account sooner.
@@ -181,6 +193,7 @@ impl Login<'_> {
                 && let Some(identity) = left.next()
             {
                 let accepted_before = self.tally.accepted();
+                last = &identity.name;
                 let answer = self.show(identity, methods).await?;
                 if matches!(answer, Answer::Accepted) || self.tally.accepted() > accepted_before {
                     used = used.or_else(|| identity.term.clone());
@@ -188,10 +201,12 @@ impl Login<'_> {
                 answer
             } else if methods.contains(&MethodKind::KeyboardInteractive) && by_prompts && password_is_good {
                 by_prompts = false;
+                last = &"the password";
                 let another_way = by_password && methods.contains(&MethodKind::Password);
                 self.answer_prompts(&methods, another_way).await?
             } else if methods.contains(&MethodKind::Password) && by_password && password_is_good {
                 by_password = false;
+                last = &"the password";
                 self.give_password().await?
             } else {
                 return Err(self.tally.verdict(self.bastion, self.user, &methods));

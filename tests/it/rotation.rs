@@ -128,6 +128,10 @@ fn a_key_is_rotated_while_clients_come_and_stay_and_none_is_cut_or_refused() {
     assert!(String::from_utf8(status.stdout).unwrap().contains(&public));
     assert_eq!(public_line(&key(&daemon, "prod")), first);
 
+    let doctor = || String::from_utf8(run(&daemon.config(), &["doctor", "prod"]).stdout).unwrap();
+    let said = doctor();
+    assert!(said.contains("not accepted yet"), "{said}");
+
     bastion.authorize(&format!("{first}\n{line}"));
     daemon.signal(Signal::SIGHUP);
     let event = daemon.wait_event("the bastion accepts the next key: it is used from now on");
