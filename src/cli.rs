@@ -84,6 +84,9 @@ enum Command {
         /// Replace a key that is there already
         #[arg(long)]
         force: bool,
+        /// Make the key that takes the place of the present one once the bastion accepts it
+        #[arg(long)]
+        next: bool,
     },
     /// Fetch the host keys of a bastion, show them, and store those that you confirm
     ///
@@ -308,7 +311,11 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
         Command::Config(ConfigCommand::Show { format }) => {
             configuration::show(&load(&surroundings)?, format, out)
         }
-        Command::Keygen { bastion, force } => keygen::keygen(&load(&surroundings)?, &bastion, force, out),
+        Command::Keygen { bastion, force, next } => {
+            let settings = load(&surroundings)?;
+            let make = if next { keygen::next } else { keygen::keygen };
+            make(&settings, &bastion, force, out)
+        }
         Command::Trust { bastion, fingerprints } => {
             let settings = load(&surroundings)?;
             // The question goes to stderr: whoever cannot read it cannot answer.

@@ -10,9 +10,11 @@ use tracing::{debug, error, info, warn};
 use super::{Pool, Slot};
 use crate::clock::now;
 use crate::failure::{Cause, Failure};
+use crate::idle_cut::Loss;
+use crate::idle_cut::pauses::LastPause;
 use crate::ids::Name;
 use crate::session::Exit;
-use crate::state::{CertificateTerm, Incident, JumpTrouble, Moment, SessionPhase};
+use crate::state::{CertificateTerm, Incident, JumpTrouble, Moment, SessionPhase, SessionState};
 
 /// How often a failure that goes on is logged.
 const REMIND_EVERY: Duration = Duration::from_secs(600);
@@ -24,7 +26,8 @@ impl Pool {
             Err(error) => {
                 let text = format!("the session's task broke: {error}");
                 let failure = Failure::new(Cause::SessionProtocol, text);
-                (error.id(), Exit::Lost { failure, lived: Duration::ZERO, clients: 0, jump: None })
+                let (lived, pause) = (Duration::ZERO, LastPause::default());
+                (error.id(), Exit::Lost { failure, lived, pause, clients: 0, jump: None })
             }
         };
         let Some(index) = self.slots.iter().position(|slot| slot.task == task) else { return };
@@ -33,8 +36,14 @@ impl Pool {
         self.state.stalled_before += slot.handle.state.borrow().load.stalled(Instant::now().into_std());
         match exit {
             Exit::Closed => debug!(bastion = %self.parts.plan.name, session = slot.id, "session closed"),
-            Exit::Lost { failure, lived, clients, jump } => {
+            Exit::Lost { failure, lived, pause, clients, jump } => {
                 self.parts.metrics.lost(failure.cause);
+                let loss = Loss { cause: failure.cause, age: lived, pause };
+                let own = &self.parts.plan.name;
+                let failure = match self.cuts.lost(own, jump.as_ref().unwrap_or(own), loss) {
+                    Some(cut) => failure.with_hint(format!("{}: {}", cut.detail(), cut.hint(own))),
+                    None => failure,
+                };
                 warn!(
                     bastion = %self.parts.plan.name,
                     session = slot.id,
@@ -44,6 +53,7 @@ impl Pool {
                     hint = failure.hint(),
                     clients,
                     lived_s = lived.as_secs(),
+                    idle_s = loss.idle().0.as_secs(),
                     "session lost"
                 );
                 // Sessions that are lost together count as one failure of the bastion.
@@ -159,6 +169,16 @@ impl Pool {
             self.dirty = true;
         }
         again
+    }
+
+    /// Follows what the sessions live through.
+    pub(super) fn look_for_cuts(&mut self) {
+        let states: Vec<SessionState> = self.slots.iter().map(Slot::state).collect();
+        self.cuts.learn(&self.parts.plan.name, states.iter());
+        let findings = self.cuts.findings();
+        if self.state.cuts != findings {
+            (self.state.cuts, self.dirty) = (findings, true);
+        }
     }
 
     pub(super) fn publish(&mut self) {

@@ -1,9 +1,9 @@
 //! A TCP relay that stands before a server and plays a bad network.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,6 +40,14 @@ pub enum Fault {
     Delay(Duration),
     /// Passes so many bytes of the server on and then ends the connection.
     CutAfter(usize),
+    /// Ends whatever has passed nothing in either direction for so long, as a load balancer does.
+    CutIdle(Duration),
+    /// Forgets it without a word, and resets it when the client goes on.
+    ForgetIdle(Duration),
+    /// Ends every connection so long after its beginning.
+    CutOld(Duration),
+    /// Passes nothing of the client on, in connections that exist.
+    DeafOld,
 }
 
 pub struct Relay {
@@ -102,12 +110,31 @@ async fn connection(near: TcpStream, server: u16, faults: Arc<watch::Sender<(Fau
     }
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
-    let up = pass(near_read, far_write, faults.clone(), born, false);
-    let down = pass(far_read, near_write, faults.clone(), born, true);
+    let (began, touched) = (Instant::now(), Arc::new(Mutex::new(Instant::now())));
+    let up = pass(near_read, far_write, faults.clone(), born, &touched, false);
+    let down = pass(far_read, near_write, faults.clone(), born, &touched, true);
+    let overdue = overdue(faults.clone(), began, &touched);
     let cut = async { faults.wait_for(|(fault, _)| *fault == Fault::Reset).await.map(drop) };
     tokio::select! {
         ended = async { tokio::try_join!(up, down) } => drop(ended),
         Ok(()) = cut => {}
+        () = overdue => {}
+    }
+}
+
+/// Waits until the connection has been idle, or there, for too long.
+async fn overdue(mut faults: watch::Receiver<(Fault, u64)>, began: Instant, touched: &Mutex<Instant>) {
+    loop {
+        let end = match faults.borrow_and_update().0 {
+            Fault::CutIdle(time) => Some(*touched.lock().unwrap() + time),
+            Fault::CutOld(time) => Some(began + time),
+            _ => None,
+        };
+        match end {
+            Some(end) if Instant::now() >= end => return,
+            Some(end) => drop(tokio::time::timeout_at(end.into(), faults.changed()).await),
+            None => drop(faults.changed().await),
+        }
     }
 }
 
@@ -117,6 +144,7 @@ async fn pass(
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut faults: watch::Receiver<(Fault, u64)>,
     born: u64,
+    touched: &Mutex<Instant>,
     from_server: bool,
 ) -> std::io::Result<()> {
     let mut block = vec![0; 64 << 10];
@@ -136,12 +164,20 @@ async fn pass(
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
         let _ = faults.wait_for(|(fault, _)| *fault != Fault::Pause).await;
+        let (fault, age) = *faults.borrow();
+        if fault == Fault::DeafOld && born < age && !from_server && read > 0 {
+            continue;
+        }
+        let idle = std::mem::replace(&mut *touched.lock().unwrap(), Instant::now()).elapsed();
+        if matches!(fault, Fault::ForgetIdle(time) if idle >= time) && !from_server {
+            reset(from.as_ref());
+            return Err(std::io::ErrorKind::ConnectionReset.into());
+        }
         if read == 0 {
             to.shutdown().await?;
             return Ok(());
         }
         handshake.heard(&block[..read]);
-        let (fault, age) = *faults.borrow();
         if let Fault::Delay(delay) = fault {
             tokio::time::sleep(delay).await;
         }
