@@ -1,6 +1,6 @@
 # Everything a contributor needs; CI runs `make test`.
 
-.PHONY: build deb demo test test-system prepare lint unit integration story bench fuzz audit
+.PHONY: build deb demo test test-system prepare lint unit integration story soak bench fuzz audit
 
 build:
 	TUNNELKEEPER_REVISION="$$(git describe --always --dirty 2>/dev/null)" cargo build --locked --release
@@ -46,6 +46,14 @@ test-system: deb
 # The demo goes through its story by itself when there is no terminal.
 story:
 	cargo run --locked --quiet --example demo < /dev/null
+
+# Random faults for so long, against clients whose every byte is checked (tests/it/soak.rs). SEED=... plays the same rounds again;
+# the gate plays those of one seed for a few seconds.
+MINUTES = 10
+soak:
+	@tests/prepare
+	SOAK_SECONDS=$$(($(MINUTES) * 60)) SOAK_SEED=$${SEED:-$$(date +%s)} cargo test --locked --quiet --test it -- --exact --nocapture \
+		soak::random_faults_break_no_promise
 
 # Not part of the gate: it needs cargo-fuzz and builds everything anew. None of our code is unsafe, so that no sanitizer is needed,
 # and with it no nightly compiler. A crash is kept in fuzz/artifacts.

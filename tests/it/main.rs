@@ -49,6 +49,7 @@ mod queries;
 mod reload;
 mod secrets;
 mod service;
+mod soak;
 mod sockets;
 mod stalled;
 mod surfaces;

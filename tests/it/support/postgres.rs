@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{OnceLock, mpsc};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rcgen::CertificateParams;
 use tempfile::TempDir;
 
@@ -108,18 +110,7 @@ impl Postgres {
             postgres.dir.path().display(),
         )
         .unwrap();
-        let log = File::create(postgres.path("log")).unwrap();
-        account
-            .command(&find("postgres"))
-            .arg("-D")
-            .arg(&data)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .map(drop)
-            .unwrap();
-        eventually("PostgreSQL answers", || postgres.try_sql("postgres", "SELECT 1").ok());
+        postgres.start_again();
         postgres.sql(
             "postgres",
             &format!(
@@ -131,6 +122,30 @@ impl Postgres {
         );
         postgres.sql("postgres", &format!("CREATE DATABASE {DATABASE} OWNER {TRUSTED}"));
         postgres
+    }
+
+    /// Runs the server, and waits until it answers.
+    pub fn start_again(&self) {
+        let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
+        account()
+            .command(&find("postgres"))
+            .arg("-D")
+            .arg(self.path("data"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .map(drop)
+            .unwrap();
+        eventually("PostgreSQL answers", || self.try_sql("postgres", "SELECT 1").ok());
+    }
+
+    /// Ends the server and all its sessions at once, in good order ("fast shutdown").
+    pub fn stop(&self) {
+        let file = self.path("data").join("postmaster.pid");
+        let pid = fs::read_to_string(&file).unwrap().lines().next().unwrap().parse().unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
+        eventually("PostgreSQL has ended", || (!file.exists()).then_some(()));
     }
 
     /// The server's certificate is for `localhost`, and for the names that services in the cloud give their databases.
