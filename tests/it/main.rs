@@ -30,6 +30,7 @@ mod contract;
 mod crowd;
 mod explained;
 mod failover;
+mod fuzzed;
 mod grafana;
 mod half_open;
 mod host_keys;

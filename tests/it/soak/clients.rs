@@ -66,7 +66,7 @@ pub async fn visit(forward: &Forward, rng: &mut StdRng, turns: u64) -> Outcome {
     let visit = async {
         match forward.behind {
             Behind::Bytes => {
-                let most = turns * 64 << 10;
+                let most = turns * (64 << 10);
                 let talk = Talk {
                     place: rng.next_u64() >> 1,
                     up: rng.random_range(0..most),
