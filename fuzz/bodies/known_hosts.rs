@@ -54,11 +54,17 @@ pub fn check(input: &[u8]) {
             assert!(is_known(files, bastion, &key), "{ours} is not found beside the input");
         }
     }
-    let revoked = format!("@revoked {ours}");
-    for files in [&[&*text, &*revoked, &*ours][..], &[&revoked, &ours, &text], &[&ours, &revoked, &text]] {
-        assert!(is_revoked(files, bastion, &key), "a revoked key is not");
-        for policy in [HostKeyPolicy::Strict, HostKeyPolicy::AcceptNew] {
-            let trust = Trust::Files { known: known(files), policy };
+    // By its name, by any name, and without its port; whatever type the line says that it has.
+    let host = bastion.host.trim_end_matches('.');
+    for revoked in [
+        format!("@revoked {ours}"),
+        format!("@revoked * ssh-rsa {encoded}"),
+        format!("@revoked {host} x {encoded}"),
+    ] {
+        for files in [&[&*text, &*revoked, &*ours][..], &[&revoked, &ours, &text], &[&ours, &revoked, &text]]
+        {
+            assert!(is_revoked(files, bastion, &key), "a key is taken that is revoked: {revoked}");
+            let trust = Trust::Files { known: known(files), policy: HostKeyPolicy::AcceptNew };
             let judged = trust.judge(bastion, &Shown::Key(key.clone()), 0);
             assert_eq!(judged.unwrap_err().cause, Cause::HostKeyRevoked);
             let _ = (trust.known_key_types(bastion), trust.wants_certificate(bastion));
