@@ -130,7 +130,7 @@ fn the_threat_model_names_tests_that_exist() {
             let code = fs::read_to_string(file(&format!("{path}.rs")))
                 .unwrap_or_else(|error| panic!("{path}.rs: {error}"));
             let place =
-                code.find(&format!("fn {test}()")).unwrap_or_else(|| panic!("{path}.rs has no {test}"));
+                code.find(&format!("fn {test}(")).unwrap_or_else(|| panic!("{path}.rs has no {test}"));
             let attributes = code[..place].rsplit("\n\n").next().unwrap();
             assert!(attributes.contains("test"), "{path}.rs: {test} is no test");
         }
