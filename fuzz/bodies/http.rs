@@ -46,7 +46,7 @@ fn server() -> &'static Server {
         let now = Moment { instant: Instant::now(), wall: SystemTime::now() };
         Incident::record(&mut tunnel.last_failure, failure, now);
         for bastion in settings.plan.bastions {
-            board.put_tunnel(bastion.into(), watch::channel(Arc::new(tunnel.clone())).1);
+            board.put_tunnel(bastion, watch::channel(Arc::new(tunnel.clone())).1);
         }
         let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime is made");
         Server {

@@ -114,7 +114,7 @@ fn the_reference_names_every_key_with_its_default() {
 /// The tests that a row of the threat model names, each with the file that it is in.
 fn named_tests(row: &str) -> Vec<(&str, &str)> {
     let quoted = row.split('`').skip(1).step_by(2);
-    quoted.filter_map(|text| text.split_once(".rs: ").map(|(path, test)| (path, test))).collect()
+    quoted.filter_map(|text| text.split_once(".rs: ")).collect()
 }
 
 #[test]

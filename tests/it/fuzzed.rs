@@ -42,7 +42,7 @@ fn mutate(input: &mut Vec<u8>, corpus: &[Vec<u8>], rng: &mut StdRng) {
         4 => {
             let words: [&[u8]; 9] =
                 [b"\0", b"\r\n", b"\n", b"\xff\xff\xff\xff", b"\"", b" ", b"=", b",", b"@revoked "];
-            input.splice(at.clone(), words[rng.random_range(0..words.len())].iter().copied());
+            input.splice(at, words[rng.random_range(0..words.len())].iter().copied());
         }
         _ => {
             let other = &corpus[rng.random_range(0..corpus.len())];

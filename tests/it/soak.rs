@@ -71,7 +71,7 @@ fn random_faults_break_no_promise() {
     let (start, mut faults) = (Instant::now(), Faults::from(seed));
     while start.elapsed() < length && ledger.broken().is_empty() {
         let losses = scene.losses();
-        let (round, hit) = scene.play(faults.next_round(), &runtime, &ledger);
+        let (round, hit) = scene.play(&faults.next_round(), &runtime, &ledger);
         let (recovered, last) = recover(&runtime, &scene, &ledger);
         ledger.recovered(recovered);
         for (bastion, lost) in scene.losses_since(&losses) {

@@ -140,7 +140,7 @@ impl Scene {
     }
 
     /// Plays a round to its end; what was played, and what may be felt of it.
-    pub fn play(&mut self, round: Vec<Fault>, runtime: &Runtime, ledger: &Arc<Ledger>) -> (String, Hit) {
+    pub fn play(&mut self, round: &[Fault], runtime: &Runtime, ledger: &Arc<Ledger>) -> (String, Hit) {
         let start = Instant::now();
         let hit = round.iter().map(Fault::hits).fold(Hit::default(), Hit::and);
         let mut moments: Vec<(Duration, bool, Fault)> = round
@@ -187,7 +187,7 @@ impl Scene {
                 );
             }
             Kind::NeverRead | Kind::LeaveWithReset | Kind::Nonsense => {
-                self.send_rude_clients(fault, runtime, ledger)
+                self.send_rude_clients(fault, runtime, ledger);
             }
             Kind::SameConfiguration => self.reload(ledger),
             Kind::OtherLimits => {
