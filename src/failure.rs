@@ -68,7 +68,7 @@ vocabulary! {
     }
     Banner "banner" {
         BannerTimeout "timeout" "connected, but no SSH greeting came: the bastion is overloaded, or this port is not SSH"
-        BannerClosed "closed_before_banner" "sshd or a load balancer closed at once: check sshd's log, allow list and health"
+        BannerClosed "closed_before_banner" "a load balancer without a healthy bastion behind it, an allow list, or a port that is not sshd's (PostgreSQL closes like this): check the targets, sshd's log, and `port`"
         BannerBusy "bastion_busy" "sshd turns new connections away: raise MaxStartups or PerSourcePenalties in its sshd_config"
         BannerNotSsh "not_ssh" "this port does not speak SSH: check the bastion's `port`"
     }
@@ -86,7 +86,7 @@ vocabulary! {
         HostKeyUnreadable "unreadable" "let the daemon's user read the known_hosts file"
     }
     Auth "auth" {
-        AuthRejected "rejected" "put the public key into the account's authorized_keys on the bastion (for a key of the daemon's own, `tunnelkeeper keygen` prints the line); its log (journalctl -u ssh) says why it refused"
+        AuthRejected "rejected" "put the public key into the account's authorized_keys on the bastion (for a key of the daemon's own, `tunnelkeeper keygen` prints the line), and check `user`: an unknown one looks just like this; the bastion's log (journalctl -u ssh) says why it refused"
         AuthNoIdentity "no_identity" "name a private key with `identity`, or let the daemon make one (daemon.generate_keys)"
         AuthIdentityUnreadable "identity_unreadable" "check the path, the owner and the mode (0600) of the private key"
         AuthPassphrase "passphrase" "check `identity_passphrase`"
@@ -103,11 +103,11 @@ vocabulary! {
         SessionClosed "closed_by_bastion" "sshd was restarted or ended the session: check its log, ClientAliveInterval and ClientAliveCountMax"
         SessionReset "reset" "the connection was reset: check for a restarted load balancer, NAT or firewall"
         SessionProtocol "protocol" "the bastion broke the protocol: check its sshd, and what stands between"
-        SessionNotEstablished "not_established" "logged in, but the bastion did not answer a ping: check its load"
+        SessionNotEstablished "not_established" "logged in, but the bastion hung up or did not answer a ping: check its log and its load"
     }
     Channel "channel" {
         ChannelProhibited "prohibited" "the bastion forbids this forward: check AllowTcpForwarding, PermitOpen and DisableForwarding in sshd_config, permitopen and restrict in authorized_keys, and whether the account's password has expired"
-        ChannelConnectFailed "connect_failed" "the bastion cannot reach the database: check `host` and `port`, its DNS, and the database's security group"
+        ChannelConnectFailed "connect_failed" "the bastion cannot reach it: check `host` and `port`, its DNS, and the security group of what it connects to"
         ChannelResourceShortage "resource_shortage" "the bastion is out of resources: check its memory and its limits"
         ChannelTimeout "timeout" "the bastion did not answer: packets to the database may be dropped, check its security group"
         ChannelSessionLost "session_lost" "the SSH session ended meanwhile; see the bastion's last failure"

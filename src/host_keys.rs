@@ -193,7 +193,12 @@ fn judge_by_lines(
             return Err(Failure::new(
                 Cause::HostKeyChanged,
                 format!("{bastion} shows the {key}, but {} has {}", entry.place(), entry.key.fingerprint()),
-            ));
+            )
+            .with_hint(format!(
+                "if the bastion was rebuilt, remove {} and store its new key with `tunnelkeeper trust`; if not, somebody may \
+                 be in between",
+                entry.place()
+            )));
         }
         Standing::Unknown(other_types) => other_types,
     };

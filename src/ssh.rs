@@ -23,6 +23,7 @@ mod login;
 mod pins;
 mod prompts;
 mod proxy;
+mod refusal;
 mod signing;
 mod tally;
 mod transport;

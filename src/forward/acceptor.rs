@@ -91,11 +91,20 @@ fn turn_away<D: Dial>(
     shared.metrics.connection(Outcome::Limit);
     let (database, served) = (&shared.database, shared.clients.len());
     if shared.turned_away.is_due() {
-        let hint = Cause::ClientLimit.hint();
-        warn!(%database, clients = served, limit, hint, "clients are turned away: a limit is reached");
+        warn!(
+            %database,
+            phase = Cause::ClientLimit.phase().as_str(),
+            reason = Cause::ClientLimit.reason(),
+            clients = served,
+            limit,
+            hint = Cause::ClientLimit.hint(),
+            "clients are turned away: a limit is reached"
+        );
     }
     let Ok(turn) = Arc::clone(&shared.room.told).try_acquire_owned() else { return };
-    let text = format!("tunnelkeeper: database \"{database}\" has {served} clients already ({limit})");
+    let hint = Cause::ClientLimit.hint();
+    let text =
+        format!("tunnelkeeper: database \"{database}\" has {served} clients already ({limit}); {hint}");
     clients.spawn(async move {
         answer::refuse(&mut socket, Vec::new(), SqlState::TooManyConnections, &text).await;
         drop(turn);

@@ -291,8 +291,9 @@ impl<D: Dial> Client<D> {
             Unserved::Gone => (Outcome::Gone, self.explain().1),
             Unserved::InVain => self.explain(),
             Unserved::HoldFull(held) => {
+                let hint = Cause::ClientLimit.hint();
                 let text = format!(
-                    "tunnelkeeper: database \"{database}\" has {held} clients on hold already (hold.max)"
+                    "tunnelkeeper: database \"{database}\" has {held} clients on hold already (hold.max); {hint}"
                 );
                 (Outcome::Limit, text)
             }
@@ -304,7 +305,20 @@ impl<D: Dial> Client<D> {
                 (Outcome::HoldTimeout, text)
             }
         };
-        debug!(%database, peer = %self.entry.client.peer, text, "client answered");
+        let cause = match outcome {
+            Outcome::Limit => Some(Cause::ClientLimit),
+            Outcome::HoldTimeout => Some(Cause::ClientHoldTimeout),
+            _ => None,
+        };
+        debug!(
+            %database,
+            peer = %self.entry.client.peer,
+            phase = cause.map(|cause| cause.phase().as_str()),
+            reason = cause.map(Cause::reason),
+            hint = cause.map(Cause::hint),
+            text,
+            "client answered"
+        );
         self.count(outcome);
         answer::refuse(&mut self.socket, self.first.bytes, SqlState::CannotConnectNow, &text).await;
     }

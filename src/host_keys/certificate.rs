@@ -28,24 +28,37 @@ pub struct HostCertificate {
 }
 
 impl HostCertificate {
-    /// What is wrong with it as the certificate of `host`, as the rest of a sentence about it.
-    fn fault(&self, host: &str, now: u64) -> Option<String> {
+    /// What is wrong with it as the certificate of `host`, as the rest of a sentence about it, and what mends that.
+    fn fault(&self, host: &str, now: u64) -> Option<(String, String)> {
+        const ANEW: &str = "have the bastion's host certificate signed anew";
+        let time = || format!("{ANEW}, and check this machine's clock");
         if let Some(fault) = &self.signature_fault {
-            return Some(format!("is not signed as it should be: {fault}"));
+            let text = format!("is not signed as it should be: {fault}");
+            return Some((
+                text,
+                format!("{ANEW}, by an authority's key of today: Ed25519, or RSA with SHA-2"),
+            ));
         }
         if !self.is_for_host {
-            return Some("is a user's, not a host's".to_owned());
+            let text = "is a user's, not a host's".to_owned();
+            return Some((text, format!("{ANEW}, as a host's: `ssh-keygen -h -s`")));
         }
         if now < self.validity.start {
-            return Some(format!("is not valid before {}", date(self.validity.start)));
+            return Some((format!("is not valid before {}", date(self.validity.start)), time()));
         }
         if now >= self.validity.end {
-            return Some(format!("expired at {}", date(self.validity.end)));
+            return Some((format!("expired at {}", date(self.validity.end)), time()));
         }
         if !self.principals.is_empty() && self.principals.iter().all(|principal| principal != host) {
-            return Some(format!("is for {}, not for {host}", self.principals.join(" and ")));
+            let text = format!("is for {}, not for {host}", self.principals.join(" and "));
+            let hint = format!(
+                "write one of these names as `host`, or {ANEW} for {host}: `ssh-keygen -h -n {host}`"
+            );
+            return Some((text, hint));
         }
-        self.critical_options.first().map(|option| format!("has the unknown critical option \"{option}\""))
+        let option = self.critical_options.first()?;
+        let text = format!("has the unknown critical option \"{option}\"");
+        Some((text, format!("{ANEW}, without that option")))
     }
 }
 
@@ -71,18 +84,24 @@ pub(super) fn judge(
     let authority = known.authorities(bastion).find(|entry| entry.key == certificate.authority);
     let fault = match authority {
         Some(_) => certificate.fault(&host_name(bastion), now),
-        None => Some(format!(
-            "is signed by {}, and {} another authority for it",
-            certificate.authority.fingerprint(),
-            known.describe_files()
-        )),
+        None => {
+            let text = format!(
+                "is signed by {}, and {} another authority for it",
+                certificate.authority.fingerprint(),
+                known.describe_files()
+            );
+            let hint =
+                "if that authority is the right one, write its key on a @cert-authority line of known_hosts";
+            Some((text, hint.to_owned()))
+        }
     };
-    let Some(fault) = fault else { return Ok(Trusted::Known) };
+    let Some((fault, hint)) = fault else { return Ok(Trusted::Known) };
     match judge_by_lines(known, HostKeyPolicy::Strict, bastion, &certificate.key) {
         Err(failure) if failure.cause == Cause::HostKeyUnknown => Err(Failure::new(
             Cause::HostKeyCertificateInvalid,
             format!("the certificate that {bastion} shows for its {} {fault}", certificate.key),
-        )),
+        )
+        .with_hint(hint)),
         judged => judged,
     }
 }

@@ -190,30 +190,42 @@ fn a_certificate_that_fails_says_why_and_leaves_its_key() {
             files(&authority, HostKeyPolicy::Strict).judge(&bastion(), &Shown::Certificate(good), NOW);
         assert_eq!(judged, Ok(Trusted::Known));
     }
-    for (bad, why) in [
-        (HostCertificate { is_for_host: false, ..certificate() }, "is a user's, not a host's"),
-        (valid(0..NOW), "expired at 2027-01-15T08:00:00Z"),
-        (valid(NOW + 1..u64::MAX), "is not valid before 2027-01-15T08:00:01Z"),
-        (valid(u64::MAX..u64::MAX), "is not valid before 9999-12-31T23:59:59Z"),
-        (for_hosts(&["[bastion]:22", "*.bastion"]), "is for [bastion]:22 and *.bastion, not for bastion"),
-        (for_hosts(&["Bastion", "b*"]), "is for Bastion and b*, not for bastion"),
+    for (bad, why, remedy) in [
+        (
+            HostCertificate { is_for_host: false, ..certificate() },
+            "is a user's, not a host's",
+            "ssh-keygen -h -s",
+        ),
+        (valid(0..NOW), "expired at 2027-01-15T08:00:00Z", "clock"),
+        (valid(NOW + 1..u64::MAX), "is not valid before 2027-01-15T08:00:01Z", "clock"),
+        (valid(u64::MAX..u64::MAX), "is not valid before 9999-12-31T23:59:59Z", "clock"),
+        (
+            for_hosts(&["[bastion]:22", "*.bastion"]),
+            "is for [bastion]:22 and *.bastion, not for bastion",
+            "-n bastion",
+        ),
+        (for_hosts(&["Bastion", "b*"]), "is for Bastion and b*, not for bastion", "as `host`"),
         (
             HostCertificate { critical_options: vec!["force-command".to_owned()], ..certificate() },
             "has the unknown critical option \"force-command\"",
+            "without that option",
         ),
         (
             HostCertificate { signature_fault: Some("too bad".to_owned()), ..certificate() },
             "is not signed as it should be: too bad",
+            "Ed25519",
         ),
         (
             HostCertificate { authority: key(RSA), ..certificate() },
             "and known_hosts has another authority for it",
+            "@cert-authority",
         ),
     ] {
         let shown = Shown::Certificate(bad);
         let failure = files(&authority, HostKeyPolicy::AcceptNew).judge(&bastion(), &shown, NOW).unwrap_err();
         assert_eq!(failure.cause, Cause::HostKeyCertificateInvalid);
         assert!(failure.detail().ends_with(why), "{failure}");
+        assert!(failure.hint().contains(remedy), "{failure}: {}", failure.hint());
         let known = format!("{authority}bastion ssh-ed25519 {KEY_A}");
         assert_eq!(judge_as(HostKeyPolicy::Strict, &known, &bastion(), &shown), Ok(Trusted::Known));
     }

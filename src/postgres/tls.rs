@@ -14,13 +14,16 @@ use tokio_rustls::rustls::{AlertDescription, CertificateError, ClientConfig, Err
 use super::certificates::client_config;
 use super::shown::{Shown, show_time};
 use super::{answered, login_answer};
-use crate::failure::{Cause, Failure, plain};
+use crate::failure::{Cause, Failure, one_line, plain};
 use crate::ids::Target;
 use crate::pgwire::SSL_REQUEST;
 use crate::settings::plan::{RDS_BUNDLE, TlsMode, TlsPlan};
 
 /// The longest error that a server sends instead of an answer to the request for TLS, in bytes.
 const MAX_ERROR: usize = 4 << 10;
+
+/// How long the rest of a foreign answer is waited for.
+const REST: Duration = Duration::from_millis(200);
 
 /// What a connection to a database can be made over.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
@@ -88,11 +91,7 @@ async fn ask_and_shake<S: Stream>(
         b'N' => return Err(Failure::new(Cause::DbTlsRefused, format!("{database} refuses TLS"))),
         // A server that cannot even begin a session says so here (PostgreSQL 17, "Message Flow", SSL encryption).
         b'E' => return Err(refusal(stream, database).await),
-        other => {
-            let text =
-                format!("{database} answers a request for TLS with byte {other}, as PostgreSQL never does");
-            return Err(Failure::new(Cause::DbLoginNotPostgres, text));
-        }
+        first => return Err(foreign(stream, first, database).await),
     }
     let mut connector = MakeRustlsConnect::new(config);
     let name = match database {
@@ -103,6 +102,18 @@ async fn ask_and_shake<S: Stream>(
     let Ok(connect) = MakeTlsConnect::<S>::make_tls_connect(&mut connector, name);
     let shaken = connect.connect(stream).await.map(Wire::Tls);
     shaken.map_err(|error| handshake_failure(database, plan, shown, &error))
+}
+
+/// What somebody says who is not PostgreSQL.
+async fn foreign<S: Stream>(mut stream: S, first: u8, database: &Target) -> Failure {
+    let mut words = [first; 80];
+    // What follows mostly comes along with the first byte.
+    let rest = words.get_mut(1..).unwrap_or_default();
+    let read = timeout(REST, stream.read(rest)).await;
+    let len = read.ok().and_then(Result::ok).map_or(1, |read| read + 1);
+    let words = one_line(&String::from_utf8_lossy(words.get(..len).unwrap_or_default()), words.len());
+    let text = format!("{database} answers a request for TLS with \"{words}\", as PostgreSQL never does");
+    Failure::new(Cause::DbLoginNotPostgres, text)
 }
 
 /// What a server says that answers a request for TLS with an error.

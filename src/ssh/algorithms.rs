@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg};
-use russh::{Preferred, cipher, compression, kex, mac};
+use russh::{AlgorithmKind, Preferred, cipher, compression, kex, mac};
 
+use crate::failure::{Cause, Failure};
 use crate::host_keys::{HostKey, Trust};
 use crate::ids::HostPort;
 
@@ -96,11 +97,51 @@ fn with_host_keys(host_keys: Vec<Algorithm>, legacy: bool) -> Preferred {
     }
 }
 
+/// Why there is no agreement with a bastion, and the line of its sshd_config that mends it.
+pub(super) fn nothing_in_common(
+    bastion: &HostPort,
+    kind: &AlgorithmKind,
+    ours: &[String],
+    theirs: &[String],
+    legacy: bool,
+) -> Failure {
+    let (what, keyword) = match kind {
+        AlgorithmKind::Kex => ("key exchange", "KexAlgorithms"),
+        AlgorithmKind::Key => ("host key", "HostKeyAlgorithms"),
+        AlgorithmKind::Cipher => ("cipher", "Ciphers"),
+        AlgorithmKind::Compression => ("compression", "Compression"),
+        AlgorithmKind::Mac => ("MAC", "MACs"),
+    };
+    let (ours, theirs) = (algorithms(ours), algorithms(theirs));
+    let text = format!("no common {what} algorithm with {bastion}: it offers {}", theirs.join(","));
+    // One that every sshd of the last ten years knows.
+    let known = ["curve25519-sha256", "rsa-sha2-512"].into_iter().find(|name| ours.contains(name));
+    let example = known.or(ours.first().copied()).unwrap_or_default();
+    let mut hint = format!(
+        "update sshd, or let it have one of {} by a line of its sshd_config such as `{keyword} +{example}`",
+        ours.join(",")
+    );
+    if matches!(kind, AlgorithmKind::Key) {
+        hint.push_str(", and make the host keys that it lacks: ssh-keygen -A");
+    }
+    if would_do_with_legacy(&theirs) && !legacy {
+        hint.push_str("; until then, `legacy_algorithms = true` lets this bastion be reached");
+    }
+    Failure::new(Cause::KexNoCommonAlgorithm, text).with_hint(hint)
+}
+
+/// Without the words that are no algorithms and only say what else a side can do (RFC 8308 section 2.1, and OpenSSH's
+/// PROTOCOL section 1.10).
+fn algorithms(list: &[String]) -> Vec<&str> {
+    let is_one = |name: &&str| !name.starts_with("ext-info-") && !name.starts_with("kex-strict-");
+    list.iter().map(String::as_str).filter(is_one).collect()
+}
+
 /// Whether what a bastion offers would do with `legacy_algorithms`.
-pub(super) fn would_do_with_legacy(theirs: &[String]) -> bool {
+fn would_do_with_legacy(theirs: &[&str]) -> bool {
     let macs = LEGACY_MACS.iter().map(AsRef::as_ref);
     let mut legacy = macs.chain([LEGACY_HOST_KEY.as_str(), LEGACY_KEX.as_ref()]);
-    legacy.any(|name: &str| theirs.iter().any(|offered| offered == name))
+    legacy.any(|name: &str| theirs.contains(&name))
 }
 
 #[cfg(test)]
@@ -144,7 +185,7 @@ mod tests {
             let names = kex.iter().map(AsRef::<str>::as_ref).chain(mac.iter().map(AsRef::as_ref));
             names.chain(key.iter().map(Algorithm::as_str)).map(str::to_owned).collect()
         };
-        let is_legacy = |name: &String| would_do_with_legacy(std::slice::from_ref(name));
+        let is_legacy = |name: &String| would_do_with_legacy(&[name]);
         assert!(!names(false).iter().any(|name| is_legacy(name) || name.contains("sha1") || name == "none"));
         assert_eq!(names(true).iter().filter(|name| is_legacy(name)).count(), 4);
         assert_eq!(names(true).iter().filter(|name| !is_legacy(name)).count(), names(false).len());
@@ -156,6 +197,48 @@ mod tests {
         );
         for strict in [kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT, kex::EXTENSION_SUPPORT_AS_CLIENT] {
             assert!(preferred.kex.contains(&strict), "Terrapin's remedy and rsa-sha2 need {strict:?}");
+        }
+    }
+
+    #[test]
+    fn the_line_that_mends_it_is_named() {
+        let Preferred { kex, key, cipher, mac, .. } = offered("", false);
+        fn names<T: AsRef<str>>(list: &[T]) -> Vec<String> {
+            list.iter().map(|name| name.as_ref().to_owned()).collect()
+        }
+        let keys: Vec<&str> = key.iter().map(Algorithm::as_str).collect();
+        let legacy = "`legacy_algorithms = true`";
+        for (kind, ours, theirs, line, may_be_legacy) in [
+            (
+                AlgorithmKind::Kex,
+                names(&kex),
+                "diffie-hellman-group1-sha1",
+                "KexAlgorithms +curve25519-sha256",
+                false,
+            ),
+            (AlgorithmKind::Kex, names(&kex), LEGACY_KEX.as_ref(), "KexAlgorithms +curve25519-sha256", true),
+            (AlgorithmKind::Cipher, names(&cipher), "aes256-cbc", "Ciphers +aes128-gcm@openssh.com", false),
+            (AlgorithmKind::Mac, names(&mac), "hmac-md5", "MACs +hmac-sha2-512-etm@openssh.com", false),
+            (
+                AlgorithmKind::Key,
+                names(&keys),
+                "ssh-dss",
+                "HostKeyAlgorithms +rsa-sha2-512`, and make",
+                false,
+            ),
+            (AlgorithmKind::Key, names(&keys), "ssh-rsa", "HostKeyAlgorithms +rsa-sha2-512`, and make", true),
+        ] {
+            let theirs = [theirs.to_owned(), "kex-strict-s-v00@openssh.com".to_owned()];
+            for allowed in [false, true] {
+                let failure = nothing_in_common(&HostPort::new("b", 22), &kind, &ours, &theirs, allowed);
+                assert!(
+                    failure.detail().ends_with(&format!("with b:22: it offers {}", theirs[0])),
+                    "{failure}"
+                );
+                assert!(failure.hint().contains(line), "{}", failure.hint());
+                assert!(!failure.hint().contains("kex-strict") && !failure.hint().contains("ext-info"));
+                assert_eq!(failure.hint().contains(legacy), may_be_legacy && !allowed, "{}", failure.hint());
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use russh::client::{Handle, Msg};
 use russh::keys::PublicKey;
-use russh::{Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Disconnect};
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Disconnect};
 use tokio::runtime;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
@@ -26,8 +26,9 @@ use super::connect::Connected;
 use super::gate::{Gate, OwnGate};
 use super::guard::{Guard, Obituary};
 use super::host_key::Announced;
+use super::refusal::refused;
 use crate::dial::{self, Arrival, Gone};
-use crate::failure::{Cause, Failure, one_line};
+use crate::failure::{Cause, Failure};
 use crate::host_keys::HostKey;
 use crate::ids::{HostPort, Target};
 use crate::settings::show_duration;
@@ -37,11 +38,6 @@ use crate::state::CertificateTerm;
 const CLOSED_REMNANT: usize = 3300;
 /// Estimated from the size of what russh queues and nobody reads, in bytes.
 const REFUSED_REMNANT: usize = 400;
-/// sshd has one answer for a socket that is not there, that it may not open, and that it does not allow (OpenSSH 9.2,
-/// serverloop.c).
-const UNIX_SOCKET_HINT: &str = "see sshd's log on the bastion: the socket may be missing or closed to the account, or \
-                                forbidden by AllowStreamLocalForwarding, AllowTcpForwarding or PermitOpen in \
-                                sshd_config, or by permitopen or restrict in authorized_keys";
 /// How long a polite goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -239,7 +235,7 @@ async fn open(shared: &Arc<Shared>, target: &Target) -> Result<(Inbound, Outboun
         Ok(channel) => Ok(halves(shared, channel)),
         Err(russh::Error::ChannelOpenFailure(reason)) => {
             shared.remnants.fetch_add(REFUSED_REMNANT, Ordering::Relaxed);
-            Err(refused(shared, target, &reason, opening.words()))
+            Err(refused(&shared.bastion, target, &reason, opening.words().as_deref()))
         }
         Err(_) => {
             // Whoever asks why finds it said.
@@ -270,35 +266,6 @@ impl<'a> Opening<'a> {
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         self.0.opening.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-fn refused(shared: &Shared, target: &Target, reason: &ChannelOpenFailure, words: Option<String>) -> Failure {
-    let bastion = &shared.bastion;
-    let said = match words.filter(|words| !words.is_empty()) {
-        Some(words) => format!(": \"{}\"", one_line(&words, 200)),
-        None => String::new(),
-    };
-    let failure = match reason {
-        ChannelOpenFailure::AdministrativelyProhibited | ChannelOpenFailure::UnknownChannelType => {
-            Failure::new(
-                Cause::ChannelProhibited,
-                format!("{bastion} does not allow a forward to {target}{said}"),
-            )
-        }
-        ChannelOpenFailure::ResourceShortage => Failure::new(
-            Cause::ChannelResourceShortage,
-            format!("{bastion} is too short of resources to connect to {target}{said}"),
-        ),
-        ChannelOpenFailure::ConnectFailed | ChannelOpenFailure::Other { .. } => {
-            Failure::new(Cause::ChannelConnectFailed, format!("{bastion} cannot connect to {target}{said}"))
-        }
-    };
-    match (target, failure.cause) {
-        (Target::Unix(_), Cause::ChannelConnectFailed | Cause::ChannelProhibited) => {
-            failure.with_hint(UNIX_SOCKET_HINT)
-        }
-        _ => failure,
     }
 }
 

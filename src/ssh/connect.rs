@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::algorithms::{preferred, would_do_with_legacy};
+use super::algorithms::{nothing_in_common, preferred};
 use super::channel::Connection;
 use super::gate::{Gate, OwnGate};
 use super::greeting::Greeting;
@@ -115,7 +115,7 @@ async fn open_jump(outer: &Connection, plan: &BastionPlan) -> Result<Jump, Failu
             "let the jump forward to {bastion}: see PermitOpen and AllowTcpForwarding in its sshd_config, and permitopen in \
              its authorized_keys (`tunnelkeeper keygen` of the jump prints the lines)"
         )),
-        Cause::ChannelConnectFailed | Cause::ChannelTimeout => failure.with_hint(format!(
+        Cause::ChannelTimeout => failure.with_hint(format!(
             "the jump cannot reach {bastion}: check `host` and `port`, the jump's DNS, and the security group of that bastion"
         )),
         _ => failure,
@@ -370,22 +370,7 @@ fn handshake_failure(
     }
     match error {
         russh::Error::NoCommonAlgo { kind, ours, theirs } => {
-            let what = match kind {
-                russh::AlgorithmKind::Kex => "key exchange",
-                russh::AlgorithmKind::Key => "host key",
-                russh::AlgorithmKind::Cipher => "cipher",
-                russh::AlgorithmKind::Compression => "compression",
-                russh::AlgorithmKind::Mac => "MAC",
-            };
-            let text = format!("no common {what} algorithm with {bastion}: it offers {}", theirs.join(","));
-            let update = format!("update sshd, or allow one of {} in its sshd_config", ours.join(","));
-            let hint = match would_do_with_legacy(&theirs) && !legacy_algorithms {
-                true => {
-                    format!("{update}; until then, `legacy_algorithms = true` lets this bastion be reached")
-                }
-                false => update,
-            };
-            Failure::new(Cause::KexNoCommonAlgorithm, text).with_hint(hint)
+            nothing_in_common(bastion, &kind, &ours, &theirs, legacy_algorithms)
         }
         russh::Error::IO(error) if is_end(&error) => {
             Failure::new(Cause::KexClosed, format!("{bastion} closed the connection during the key exchange"))

@@ -43,15 +43,45 @@ impl Greeting {
     /// Why there was no greeting, when the connection has ended without one.
     pub(super) fn failure(&self, bastion: &HostPort) -> Failure {
         let text = one_line(&String::from_utf8_lossy(&self.text), 120);
-        // sshd's MaxStartups, and since OpenSSH 9.8 its PerSourcePenalties.
-        let busy = ["Exceeded MaxStartups", "Not allowed at this time"];
-        if busy.iter().any(|words| text.contains(words)) {
-            Failure::new(Cause::BannerBusy, format!("sshd at {bastion} says \"{text}\""))
+        if let Some((_, hint)) = BUSY.iter().find(|(words, _)| text.contains(words)) {
+            Failure::new(Cause::BannerBusy, format!("sshd at {bastion} says \"{text}\"")).with_hint(*hint)
         } else if self.text.is_empty() {
             Failure::new(Cause::BannerClosed, format!("{bastion} closed the connection without a word"))
+        } else if let Some(other) = recognise(&self.text) {
+            let text = format!("{other} answers at {bastion}, and no SSH server: \"{text}\"");
+            Failure::new(Cause::BannerNotSsh, text)
         } else {
             Failure::new(Cause::BannerNotSsh, format!("{bastion} says \"{text}\", which is not SSH 2.0"))
         }
+    }
+}
+
+/// What sshd says to those that it turns away (OpenSSH 9.9, sshd.c and srclimit.c), and what that is about.
+const BUSY: [(&str, &str); 2] = [
+    (
+        "Exceeded MaxStartups",
+        "too many log in at this moment: raise MaxStartups (and PerSourceMaxStartups) in the bastion's sshd_config",
+    ),
+    (
+        "Not allowed at this time",
+        "sshd punishes this machine's address for failed logins: exempt it with PerSourcePenaltyExemptList in the bastion's \
+         sshd_config, and see its log for what failed",
+    ),
+];
+
+/// Who it may be that does not speak SSH, by its first bytes: its own greeting, or its complaint about ours.
+fn recognise(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        _ if bytes.starts_with(b"HTTP/") || bytes.starts_with(b"<") => Some("a web server"),
+        // A TLS alert (RFC 8446 sections 5.1 and 6).
+        [0x15, 0x03, ..] => Some("a TLS server"),
+        // An ErrorResponse (PostgreSQL 17, "Message Formats").
+        [b'E', 0, _, _, _, b'S', ..] => Some("PostgreSQL"),
+        // A handshake of version 10, the first packet of a connection (MySQL 8, "Protocol::HandshakeV10"), or an error.
+        [_, _, 0, 0, 10 | 0xff, ..] => Some("MySQL"),
+        _ if bytes.starts_with(b"220") => Some("a mail or FTP server"),
+        _ if bytes.starts_with(b"SSH-1.") => Some("an SSH server of before 2.0"),
+        _ => None,
     }
 }
 
@@ -85,6 +115,29 @@ mod tests {
         ] {
             assert_eq!(greeting(&[text]).failure(&HostPort::new("b", 22)).cause, cause, "{text:?}");
         }
+    }
+
+    #[test]
+    fn who_answers_is_named_where_it_can_be_told() {
+        for (text, who) in [
+            (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "a web server answers at b:22"),
+            (b"\x15\x03\x01\0\x02\x02\x46", "a TLS server"),
+            (b"E\0\0\0\x85SFATAL\0VFATAL\0C0A000\0Munsupported frontend protocol", "PostgreSQL"),
+            (b"\x4a\0\0\0\x0a8.0.36\0", "MySQL"),
+            (b"220 mail.example.com ESMTP\r\n", "a mail or FTP server"),
+            (b"SSH-1.5-old\r\n", "an SSH server of before 2.0"),
+            (b"hello\r\n", "b:22 says \"hello\", which is not SSH 2.0"),
+        ] {
+            let failure = greeting(&[text]).failure(&HostPort::new("b", 22));
+            assert!(failure.detail().starts_with(who), "{failure}");
+        }
+    }
+
+    #[test]
+    fn who_is_busy_and_who_punishes_have_remedies_of_their_own() {
+        let hint = |text: &[u8]| greeting(&[text]).failure(&HostPort::new("b", 22)).hint().to_owned();
+        assert!(hint(b"Exceeded MaxStartups\r\n").contains("raise MaxStartups"));
+        assert!(hint(b"Not allowed at this time\r\n").contains("PerSourcePenaltyExemptList"));
     }
 
     #[test]

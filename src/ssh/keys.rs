@@ -57,8 +57,26 @@ fn unreadable(path: &Path, found: impl std::fmt::Display) -> Failure {
     Failure::new(Cause::AuthIdentityUnreadable, format!("the private key {} {found}", path.display()))
 }
 
+fn unformatted(path: &Path, found: impl std::fmt::Display) -> Failure {
+    unreadable(path, found).with_hint(
+        "name a private key of OpenSSH (-----BEGIN OPENSSH PRIVATE KEY-----), PEM, PKCS#8 or PuTTY",
+    )
+}
+
 fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
-    let cannot = |error: io::Error| unreadable(path, format!("cannot be read: {}", plain(&error)));
+    let cannot = |error: io::Error| {
+        let failure = unreadable(path, format!("cannot be read: {}", plain(&error)));
+        match error.kind() {
+            io::ErrorKind::NotFound => failure.with_hint(format!(
+                "correct `identity`, or make the key: ssh-keygen -t ed25519 -f {}",
+                path.display()
+            )),
+            io::ErrorKind::PermissionDenied => failure.with_hint(
+                "give the file to the daemon's user (chown), and let it enter the directories on the way",
+            ),
+            _ => failure,
+        }
+    };
     // What is looked at is what is read, whatever becomes of the path meanwhile.
     let (file, metadata) = match files::open(path) {
         Ok((file, metadata)) if metadata.is_file() => (file, metadata),
@@ -72,7 +90,7 @@ fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
         _ => cannot(error),
     })?;
     let text = std::str::from_utf8(&bytes).map(|text| Zeroizing::new(text.to_owned()));
-    let text = text.map_err(|_| unreadable(path, "is not a private key in any known format"))?;
+    let text = text.map_err(|_| unformatted(path, "is not a private key in any known format"))?;
     // As ssh does it: our own key must be ours alone; one that belongs to somebody else (root, say) may be shared
     // with a group of ours. Nobody else's business in any case.
     let forbidden = if uid == geteuid().as_raw() { 0o077 } else { 0o007 };
@@ -97,7 +115,11 @@ fn decode(path: &Path, text: &str, passphrase: Option<&Secret>) -> Result<Privat
         (true, None) => Err(Failure::new(
             Cause::AuthPassphrase,
             format!("the private key {} is encrypted, and no `identity_passphrase` is set", path.display()),
-        )),
+        )
+        .with_hint(format!(
+            "set `identity_passphrase`, or take the passphrase off: ssh-keygen -p -f {}",
+            path.display()
+        ))),
         (true, Some(passphrase)) => decode_secret_key(text, Some(passphrase.expose())).map_err(|error| {
             if is_short(&error) {
                 return short(path);
@@ -106,10 +128,14 @@ fn decode(path: &Path, text: &str, passphrase: Option<&Secret>) -> Result<Privat
                 Cause::AuthPassphrase,
                 format!("the private key {} does not open with `identity_passphrase`", path.display()),
             )
+            .with_hint(format!(
+                "correct `identity_passphrase`; this asks for it too: ssh-keygen -y -f {}",
+                path.display()
+            ))
         }),
         (false, _) if is_public(text) => Err(is_the_public_half(path)),
         (false, _) if is_short(&error) => Err(short(path)),
-        (false, _) => Err(unreadable(path, format!("is not a private key in any known format: {error}"))),
+        (false, _) => Err(unformatted(path, format!("is not a private key in any known format: {error}"))),
     }
 }
 

@@ -19,7 +19,7 @@ use super::connect::Connected;
 use super::guard::Guard;
 use super::identities::{Identities, Identity};
 use super::signing::{Signing, Unsigned};
-use super::tally::Tally;
+use super::tally::{Rejected, Tally};
 use crate::failure::{Cause, Failure};
 use crate::ids::HostPort;
 use crate::state::CertificateTerm;
@@ -75,6 +75,7 @@ impl Connected {
             legacy: self.legacy_algorithms,
             agent: None,
             rsa_hashes: None,
+            wants_sha1: false,
             awaited: Awaited::Bastion,
         };
         match timeout_at(deadline, login.run()).await {
@@ -105,6 +106,8 @@ struct Login<'a> {
     agent: Option<Agent>,
     /// How the bastion likes RSA keys to sign, once it was asked.
     rsa_hashes: Option<&'static [Option<HashAlg>]>,
+    /// It says that it likes SHA-1 only.
+    wants_sha1: bool,
     awaited: Awaited,
     tally: Tally,
 }
@@ -210,8 +213,19 @@ impl Login<'_> {
                 Err(Unsigned::Gone) => return Err(self.cut_off("the connection ended")),
             }
         }
-        self.tally.reject(identity.to_string());
+        self.tally.reject(identity.to_string(), self.kind_of(&identity.shown));
         Ok(Answer::GoOn(methods))
+    }
+
+    /// What it is that was rejected.
+    fn kind_of(&self, shown: &Shown) -> Rejected {
+        match shown {
+            Shown::Certificate(_) => Rejected::Certificate,
+            Shown::Key(key) if matches!(key.algorithm(), Algorithm::Rsa { .. }) && !self.legacy => {
+                Rejected::RsaBySha2 { wants_sha1: self.wants_sha1 }
+            }
+            Shown::Key(_) => Rejected::Key,
+        }
     }
 
     /// An RSA key signs with SHA-2 (RFC 8332); which one the bastion likes it says in EXT_INFO, and one that says nothing
@@ -236,7 +250,7 @@ impl Login<'_> {
             (None, true) => &[SHA512, SHA256, None],
             (Some(None) | None, false) => &[SHA512, SHA256],
         };
-        self.rsa_hashes = Some(hashes);
+        (self.rsa_hashes, self.wants_sha1) = (Some(hashes), best == Some(None));
         Ok(hashes)
     }
 

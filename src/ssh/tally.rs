@@ -5,10 +5,23 @@ use russh::{MethodKind, MethodSet};
 use crate::failure::{Cause, Failure};
 use crate::ids::HostPort;
 
+/// What a bastion has rejected, as far as the advice depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rejected {
+    Key,
+    /// An RSA key that was to sign with SHA-2, and not with SHA-1 as well.
+    RsaBySha2 {
+        /// The bastion says that it takes SHA-1 only.
+        wants_sha1: bool,
+    },
+    Certificate,
+}
+
 /// The count of a login.
 pub(super) struct Tally {
     accepted: Vec<String>,
     rejected: Vec<String>,
+    rejected_kinds: Vec<Rejected>,
     /// What could not be tried, and why.
     setbacks: Vec<Failure>,
     has_password: bool,
@@ -17,8 +30,14 @@ pub(super) struct Tally {
 
 impl Tally {
     pub(super) fn new(setbacks: &[Failure], has_password: bool) -> Self {
-        let (accepted, rejected, setbacks) = (Vec::new(), Vec::new(), setbacks.to_vec());
-        Self { accepted, rejected, setbacks, has_password, password_rejected: false }
+        Self {
+            accepted: Vec::new(),
+            rejected: Vec::new(),
+            rejected_kinds: Vec::new(),
+            setbacks: setbacks.to_vec(),
+            has_password,
+            password_rejected: false,
+        }
     }
 
     /// The bastion accepts it, and wants more.
@@ -30,8 +49,9 @@ impl Tally {
         self.accepted.len()
     }
 
-    pub(super) fn reject(&mut self, what: String) {
+    pub(super) fn reject(&mut self, what: String, kind: Rejected) {
         self.rejected.push(what);
+        self.rejected_kinds.push(kind);
     }
 
     pub(super) fn reject_password(&mut self) {
@@ -49,19 +69,49 @@ impl Tally {
         let Some(leading) = self.leading_setback() else {
             sentences.extend(self.setbacks.iter().map(|setback| setback.detail().to_owned()));
             let failure = Failure::new(Cause::AuthRejected, sentences.join("; "));
-            return match self.wants_a_password(methods) {
-                true => failure.with_hint("set `password`, or let the bastion accept a key alone"),
-                // Keys are not what is wrong then.
-                false if self.password_rejected && self.rejected.len() == 1 => failure.with_hint(
-                    "correct `password`; the bastion's auth log says whether the account is locked",
-                ),
-                false => failure,
+            return match self.advice(methods) {
+                Some(hint) => failure.with_hint(hint),
+                None => failure,
             };
         };
         sentences.insert(0, leading.detail().to_owned());
         let others = self.setbacks.iter().filter(|setback| *setback != leading);
         sentences.extend(others.map(|setback| setback.detail().to_owned()));
         Failure::new(leading.cause, sentences.join("; ")).with_hint(leading.hint())
+    }
+
+    /// What can be told from outside. An unknown user, a key that is not authorised and an account that may not log in all
+    /// look the same (sshd asks an unknown user for the same things), so the general hint speaks of all of them.
+    fn advice(&self, methods: &MethodSet) -> Option<String> {
+        let was_rejected = |kind| self.rejected_kinds.contains(&kind);
+        if self.wants_a_password(methods) {
+            let text = "set `password`, or let the bastion accept a key alone: AuthenticationMethods and \
+                        PubkeyAuthentication in its sshd_config";
+            Some(text.to_owned())
+        } else if self.password_rejected && self.rejected.len() == 1 {
+            // Keys are not what is wrong then.
+            Some("correct `password`; the bastion's auth log says whether the account is locked".to_owned())
+        } else if !self.accepted.is_empty() {
+            let text = "the bastion wants a further step (AuthenticationMethods in its sshd_config): name the key for it \
+                        with `identity` as well, or let this account in with one";
+            Some(text.to_owned())
+        } else if was_rejected(Rejected::RsaBySha2 { wants_sha1: true }) {
+            let text = "the bastion takes RSA keys with SHA-1 only: update its sshd, or use a key of another kind \
+                        (ssh-keygen -t ed25519), or set `legacy_algorithms = true`";
+            Some(text.to_owned())
+        } else if was_rejected(Rejected::Certificate) {
+            let text = "one of the certificate's principals has to be `user`, or to stand in the bastion's \
+                        AuthorizedPrincipalsFile, and its authority in TrustedUserCAKeys; the bastion's log \
+                        (journalctl -u ssh) says what it missed";
+            Some(text.to_owned())
+        } else if was_rejected(Rejected::RsaBySha2 { wants_sha1: false }) {
+            let general = Cause::AuthRejected.hint();
+            Some(format!(
+                "{general}; an sshd that takes RSA keys with SHA-1 only needs `legacy_algorithms = true`"
+            ))
+        } else {
+            None
+        }
     }
 
     /// The setback without which the login might have gone well.
@@ -117,8 +167,8 @@ mod tests {
     fn what_was_tried_is_told() {
         let mut tally = Tally::new(&[], false);
         assert_eq!(verdict(&tally, &[KEY]).detail(), "bastion:22 accepts publickey for \"me\"");
-        tally.reject("the key A".to_owned());
-        tally.reject("the key B".to_owned());
+        tally.reject("the key A".to_owned(), Rejected::Key);
+        tally.reject("the key B".to_owned(), Rejected::Key);
         assert_eq!(
             verdict(&tally, &[KEY, PASSWORD]).detail(),
             "bastion:22 rejected the key A and the key B for \"me\"; it accepts publickey, password"
@@ -139,8 +189,26 @@ mod tests {
         let mut tally = Tally::new(&[], true);
         tally.reject_password();
         assert!(verdict(&tally, &[KEY, PASSWORD]).hint().starts_with("correct `password`"));
-        tally.reject("the key A".to_owned());
+        tally.reject("the key A".to_owned(), Rejected::Key);
         assert_eq!(verdict(&tally, &[KEY, PASSWORD]).hint(), Cause::AuthRejected.hint());
+    }
+
+    #[test]
+    fn what_can_be_told_of_a_rejection_is_advised() {
+        let hint = |accepted: &[&str], rejected: &[Rejected]| {
+            let mut tally = Tally::new(&[], false);
+            accepted.iter().for_each(|what| tally.accept((*what).to_owned()));
+            rejected.iter().for_each(|kind| tally.reject("it".to_owned(), *kind));
+            verdict(&tally, &[KEY]).hint().to_owned()
+        };
+        let rsa = |wants_sha1| Rejected::RsaBySha2 { wants_sha1 };
+        assert!(hint(&["the key A"], &[]).contains("AuthenticationMethods"));
+        assert!(hint(&["the key A"], &[Rejected::Certificate]).contains("AuthenticationMethods"));
+        assert!(hint(&[], &[Rejected::Certificate, Rejected::Key]).contains("AuthorizedPrincipalsFile"));
+        assert!(hint(&[], &[rsa(true), Rejected::Certificate]).contains("with SHA-1 only: update"));
+        let both = hint(&[], &[rsa(false)]);
+        assert!(both.starts_with(Cause::AuthRejected.hint()) && both.contains("`legacy_algorithms = true`"));
+        assert_eq!(hint(&[], &[Rejected::Key]), Cause::AuthRejected.hint());
     }
 
     #[test]

@@ -167,8 +167,9 @@ fn what_is_wrong_with_a_certificate_is_named() {
     let certified = Certified::start();
     let (key, other) = (certified.key("key", &[]), certified.key("other", &[]));
     certified.sign(&key, "somebody-else", "-1h:+365d");
-    let (_daemon, reason, detail, _) = failure(&certified.section(&identity(&key)));
+    let (_daemon, reason, detail, hint) = failure(&certified.section(&identity(&key)));
     assert_eq!(reason, "rejected", "{detail}");
+    assert!(hint.contains("AuthorizedPrincipalsFile"), "{hint}");
     assert!(detail.contains("the certificate \"the id\" for somebody-else"), "{detail}");
 
     fs::remove_file(format!("{}-cert.pub", key.display())).unwrap();

@@ -9,6 +9,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
+    clippy::print_stdout,
     missing_docs,
     unreachable_pub,
     reason = "these are tests: a panic is how they fail"
@@ -23,6 +24,7 @@ mod architecture;
 mod aws;
 mod balancer;
 mod carried;
+mod causes;
 mod certificates;
 mod commands;
 mod container;

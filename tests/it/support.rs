@@ -9,6 +9,7 @@ pub mod client;
 pub mod cloud;
 pub mod daemon;
 pub mod hosts;
+pub mod instead;
 pub mod logins;
 pub mod patience;
 pub mod postgres;

@@ -74,6 +74,36 @@ fn the_own_key_is_made_once_and_for_nobody_else() {
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 2, "something was left behind");
 }
 
+/// Of the crate ssh-key's tests: a key that protects nothing.
+const OF_PUTTY: &str = "\
+PuTTY-User-Key-File-3: ssh-ed25519
+Encryption: none
+Comment: user@example.com
+Public-Lines: 2
+AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XF
+Sqti
+Private-Lines: 1
+AAAAILYGwiLRDBba4WxwpNRRc0cuxhfgXGVpINJuVsCPtZHt
+Private-MAC: 94140d0344fad6aa1bf7b71e9c93db11ccac8a232f8a51e11c024869d608c82d
+";
+
+#[test]
+fn a_key_of_puttys_is_as_good_as_another_and_a_damaged_one_says_what_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("key.ppk");
+    let write = |text: &str| {
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    write(OF_PUTTY);
+    let loaded = load_identities(&plan(IdentityPlan::Files(vec![path.clone()])), None).unwrap();
+    assert!(loaded.list[0].to_string().starts_with("the ssh-ed25519 key SHA256:"), "{}", loaded.list[0]);
+    write(&OF_PUTTY.replace("Private-MAC: 94", "Private-MAC: 95"));
+    let failure = failure(&path);
+    assert_eq!(failure.cause, Cause::AuthIdentityUnreadable);
+    assert!(failure.hint().contains("PuTTY"), "{}: {}", failure, failure.hint());
+}
+
 #[test]
 fn what_stands_in_the_way_of_a_key_is_not_taken_for_one() {
     let name = Name::parse("prod").unwrap();

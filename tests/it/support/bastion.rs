@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use nix::unistd::geteuid;
 use tempfile::TempDir;
 
 use super::account::{Account, account, find};
+use super::instead::{hosts_by, seeing};
 use super::processes::{children, kill_families};
 use super::{eventually, free_port};
 
@@ -74,12 +74,16 @@ impl Bastion {
         bastion
     }
 
-    /// Starts an sshd that finds this machine by these names, as a bastion finds databases that are there for it alone.
+    /// Starts an sshd that finds this machine by these names, as a bastion finds databases that are there for it alone, and
+    /// no other machine.
     pub fn that_knows(names: &[&str]) -> Self {
         let mut bastion = Self::prepare("");
         let hosts = bastion.path("hosts");
         fs::write(&hosts, format!("127.0.0.1 localhost {}\n", names.join(" "))).unwrap();
         bastion.instead.push((hosts, "/etc/hosts"));
+        let places = bastion.path("nsswitch.conf");
+        fs::write(&places, hosts_by("files")).unwrap();
+        bastion.instead.push((places, "/etc/nsswitch.conf"));
         bastion.start_again();
         bastion
     }
@@ -185,27 +189,12 @@ impl Bastion {
         });
     }
 
-    /// sshd looks for some things in one place only, so it gets a mount namespace of its own. Whoever may not mount makes
-    /// one in a user namespace, and in that another in which it is itself again.
+    /// sshd looks for some things in one place only.
     fn command(&self, program: &Path) -> Command {
-        if self.instead.is_empty() {
-            return self.account.command(program);
+        match self.instead.is_empty() {
+            true => self.account.command(program),
+            false => seeing(&self.instead, &self.account, program),
         }
-        let mut command = Command::new("unshare");
-        let back = if geteuid().is_root() {
-            format!("setpriv --reuid {0} --regid {1} --clear-groups", self.account.uid, self.account.gid)
-        } else {
-            command.arg("--map-root-user");
-            format!("unshare --user --map-user={} --map-group={}", self.account.uid, self.account.gid)
-        };
-        let mounts: String = self
-            .instead
-            .iter()
-            .map(|(ours, place)| format!("mount --bind '{}' {place} && ", ours.display()))
-            .collect();
-        let script = format!("{mounts}exec {back} setpriv --pdeathsig KILL \"$@\"");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]).arg(program);
-        command
     }
 
     /// Restarts it with another configuration.
