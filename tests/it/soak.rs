@@ -51,7 +51,7 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn random_faults_break_no_promise() {
-    let length = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(20));
+    let length = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(25));
     let seed = number("SOAK_SEED").unwrap_or(1);
     eprintln!("soak: SEED={seed}, {} s", length.as_secs());
     let (runtime, ledger) = (runtime(), Arc::new(Ledger::new()));

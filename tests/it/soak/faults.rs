@@ -127,13 +127,14 @@ pub struct Faults {
     rng: StdRng,
     /// What has not been played yet; the next is the last.
     deck: Vec<Kind>,
+    decks: u64,
     played: BTreeMap<Kind, u64>,
 }
 
 impl Faults {
     pub fn from(seed: u64) -> Self {
         let played = ALL.iter().map(|(kind, _)| (*kind, 0)).collect();
-        Self { rng: StdRng::seed_from_u64(seed), deck: Vec::new(), played }
+        Self { rng: StdRng::seed_from_u64(seed), deck: Vec::new(), decks: 0, played }
     }
 
     /// How often each was played.
@@ -160,6 +161,7 @@ impl Faults {
         if self.deck.is_empty() {
             self.deck = ALL.iter().map(|(kind, _)| *kind).collect();
             self.deck.shuffle(&mut self.rng);
+            self.decks += 1;
         }
         let count = |group| round.iter().filter(|fault| fault.kind.group() == group).count();
         let at = self.deck.iter().rposition(|kind| count(kind.group()) < kind.group().most())?;
@@ -168,8 +170,8 @@ impl Faults {
 
     fn fault(&mut self, kind: Kind, bastion: usize) -> Fault {
         let begins = Duration::from_millis(self.rng.random_range(0..500));
-        // One in eight lasts for longer than a silent session lives.
-        let millis = if self.rng.random_ratio(1, 8) { 9_000..12_000 } else { 200..2_500 };
+        // Once each kind was there, one in eight lasts for longer than a silent session lives.
+        let millis = if self.decks > 1 && self.rng.random_ratio(1, 8) { 9_000..12_000 } else { 200..2_500 };
         let lasts = Duration::from_millis(self.rng.random_range(millis));
         Fault { kind, bastion, begins, ends: begins + lasts, amount: self.rng.random_range(100..200_000) }
     }
