@@ -2,6 +2,7 @@
 
 mod asking;
 mod configuration;
+mod doctor;
 mod exec;
 mod keygen;
 mod libpq;
@@ -44,6 +45,7 @@ const AFTER: &str = "Begin with a configuration file (the README shows the small
   tunnelkeeper config check      what is wrong with the configuration?
   tunnelkeeper trust BASTION     is it the bastion?
   tunnelkeeper keygen BASTION    which key does the bastion need?
+  tunnelkeeper doctor            does it work, and if not, what is to be done?
   tunnelkeeper run               the daemon, in the foreground
   tunnelkeeper status            what is up, what is not, and why?";
 
@@ -93,6 +95,20 @@ enum Command {
         /// Store the key with this fingerprint, and ask nothing; may be repeated
         #[arg(long = "fingerprint", value_name = "SHA256:...", value_parser = Fingerprint::parse)]
         fingerprints: Vec<Fingerprint>,
+    },
+    /// Try every stage of every way, and say what is to be mended
+    ///
+    /// From the key files over name, connection, host key and login to the forward, TLS, and the login and query of the
+    /// probe: each stage with its time, through every bastion of a database and every jump before it. No daemon is needed,
+    /// and one that runs is not disturbed. Nothing is stored, and a database is asked no more than its `probe.level`
+    /// allows. Run it as the daemon's user to see what the daemon sees. Exit codes: 0 all is well, 1 something is not, 78
+    /// configuration.
+    Doctor {
+        /// Bastions, with the databases behind them, and databases, with their bastions [default: all]
+        names: Vec<String>,
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
     },
     /// Ask the running daemon what is up, what is not, and why
     Status {
@@ -217,6 +233,8 @@ enum Stop {
     NotRun(u8, Vec<String>),
     /// The configuration cannot be used.
     Configuration(Vec<Problem>),
+    /// It failed, and what there is to say has been said.
+    Told,
     /// Whoever reads what it prints has seen enough.
     Unread,
 }
@@ -225,7 +243,7 @@ impl Stop {
     fn code(&self) -> u8 {
         match self {
             Self::Unread => DONE,
-            Self::Failed(_) | Self::Unreached(_) => FAILED,
+            Self::Failed(_) | Self::Unreached(_) | Self::Told => FAILED,
             Self::NotRun(code, _) => *code,
             Self::Configuration(_) => CONFIGURATION,
         }
@@ -234,7 +252,7 @@ impl Stop {
     /// What there is to say, for standard error.
     fn lines(self) -> Vec<String> {
         match self {
-            Self::Unread => Vec::new(),
+            Self::Unread | Self::Told => Vec::new(),
             Self::Failed(text) => vec![text],
             Self::Unreached(lines) | Self::NotRun(_, lines) => lines,
             Self::Configuration(problems) => problems.iter().map(ToString::to_string).collect(),
@@ -299,6 +317,7 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
             let home = surroundings.variables.get("HOME").map(Path::new);
             trust::trust(&settings, &bastion, &fingerprints, terminal.as_mut(), home, out)
         }
+        Command::Doctor { names, format } => doctor::doctor(&surroundings, &names, format, out),
         Command::Status { names, daemon, format, watch: true } => {
             let clear = format == Format::Text && io::stdout().is_terminal();
             status::watch(&url(daemon), &names, format, clear, out)

@@ -128,6 +128,20 @@ impl Trust {
         }
     }
 
+    /// What makes a key that was trusted the bastion's own, for people.
+    #[must_use]
+    pub fn grounds(&self, bastion: &HostPort, key: &HostKey) -> String {
+        let known = match self {
+            Self::Pins(_) => return "pinned by `host_key`".to_owned(),
+            Self::Files { known, .. } => known,
+        };
+        match (known.standing(bastion, key), known.authorities(bastion).next()) {
+            (Standing::Known(entry), _) => format!("known by {}", entry.place()),
+            (_, Some(authority)) => format!("vouched for by the authority of {}", authority.place()),
+            _ => "seen for the first time".to_owned(),
+        }
+    }
+
     /// The key types known for this bastion, without repetition: a bastion that has several keys has to be asked
     /// for one of these, or it may show one that nobody knows. Empty where any type will do.
     #[must_use]

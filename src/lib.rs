@@ -23,6 +23,7 @@ pub mod backoff;
 pub mod failure;
 pub mod ids;
 pub mod local;
+pub mod milestones;
 pub mod secret;
 pub mod snapshot;
 pub mod state;
@@ -69,7 +70,8 @@ pub mod forward;
 pub mod probe;
 pub mod tunnel;
 
-// Floor 7: starts units, and keeps them running.
+// Floor 7: sets the others to work, once or for good.
+pub mod doctor;
 pub mod supervisor;
 
 // Floor 8: surfaces. They read snapshots.

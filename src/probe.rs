@@ -6,13 +6,13 @@
 //! probe of a database under way.
 
 mod access;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::DuplexStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -23,13 +23,13 @@ use crate::dial::{Dial, Route, Seat, Ways};
 use crate::failure::{Cause, Failure, Phase};
 use crate::ids::Name;
 use crate::metrics::{DatabaseMetrics, ProbePhase};
-use crate::postgres::{Agreement, Canceller, Session, negotiate};
-use crate::pump::ferry;
+use crate::postgres::Session;
 use crate::secret::Login;
 use crate::settings::plan::{DatabasePlan, ProbeLevel, ProbeWhen, TlsMode};
 use crate::state::{Health, Incident, ProbeState};
 use crate::verdict::{Outcome, Verdict};
 use access::Access;
+pub use walk::{Passed, cancel, walk};
 
 /// How long the first probe waits for the tunnel.
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);
@@ -314,27 +314,27 @@ impl<D: Dial> Probe<D> {
         login: Option<&Login>,
     ) -> Result<Duration, Failure> {
         let plan = Arc::clone(&self.plan);
-        let (target, probe) = (&plan.target, &plan.probe);
-        let opened = Instant::now();
-        let stream = open(&plan, seat).await?;
-        let mut took = self.note(ProbePhase::Channel, opened);
-        if probe.level == ProbeLevel::Connect {
-            return Ok(took);
-        }
-        let asked = Instant::now();
-        let Agreement { wire, certificate_expires } =
-            negotiate(stream, target, &probe.tls, probe.timeout).await?;
-        if probe.tls.mode != TlsMode::Disable {
-            took = self.note(ProbePhase::Tls, asked);
-            self.state.send_if_modified(|state| {
-                std::mem::replace(&mut state.certificate_expires, certificate_expires) != certificate_expires
-            });
-        }
-        let (Some(login), Some(plan)) = (login, &probe.login) else { return Ok(took) };
-        let began = Instant::now();
-        let session = Session::login(wire, login, plan, &probe.tls, probe.timeout).await?;
-        let took = self.note(ProbePhase::Login, began);
-        if probe.level == ProbeLevel::Login {
+        let (metrics, state) = (&self.metrics, &self.state);
+        let (mut since, mut took) = (Instant::now(), Duration::ZERO);
+        let mut note = |phase| {
+            took = since.elapsed();
+            since = Instant::now();
+            metrics.probe_phase(phase, took);
+        };
+        let session = walk(&plan, seat, login, |passed| match passed {
+            Passed::Channel => note(ProbePhase::Channel),
+            Passed::Tls { .. } if plan.probe.tls.mode == TlsMode::Disable => {}
+            Passed::Tls { certificate_expires, .. } => {
+                note(ProbePhase::Tls);
+                state.send_if_modified(|state| {
+                    let before = std::mem::replace(&mut state.certificate_expires, certificate_expires);
+                    before != certificate_expires
+                });
+            }
+            Passed::Login => note(ProbePhase::Login),
+        });
+        let Some(session) = session.await? else { return Ok(took) };
+        if plan.probe.level == ProbeLevel::Login {
             session.close().await;
             return Ok(took);
         }
@@ -353,21 +353,21 @@ impl<D: Dial> Probe<D> {
         let probe = &self.plan.probe;
         let asked = Instant::now();
         match session.query(&probe.query, probe.timeout).await {
-            Ok(()) => Ok(self.note(ProbePhase::Query, asked)),
+            Ok(()) => {
+                let took = asked.elapsed();
+                self.metrics.probe_phase(ProbePhase::Query, took);
+                Ok(took)
+            }
             Err(failure) => {
                 if failure.cause == Cause::DbQueryTimeout {
                     // By itself, since nobody waits for it: it is the failure that is news.
-                    tokio::spawn(cancel(Arc::clone(&self.plan), Arc::clone(seat), session.canceller()));
+                    let (plan, seat) = (Arc::clone(&self.plan), Arc::clone(seat));
+                    let canceller = session.canceller();
+                    tokio::spawn(async move { cancel(&plan, &seat, canceller).await });
                 }
                 Err(failure)
             }
         }
-    }
-
-    fn note(&self, phase: ProbePhase, since: Instant) -> Duration {
-        let took = since.elapsed();
-        self.metrics.probe_phase(phase, took);
-        took
     }
 
     /// Counts a result, forms the verdict and publishes both.
@@ -450,27 +450,6 @@ impl<D: Dial> Probe<D> {
 fn set_health(state: &mut ProbeState, health: Health) {
     if state.health != health {
         (state.health, state.since) = (health, Some(now()));
-    }
-}
-
-async fn open<S: Seat>(plan: &DatabasePlan, seat: &Arc<S>) -> Result<DuplexStream, Failure> {
-    let target = &plan.target;
-    match timeout(plan.probe.timeout, seat.open(target)).await {
-        Ok(link) => link.map(|(inbound, outbound)| ferry(Arc::clone(seat), inbound, outbound)),
-        Err(_) => {
-            let text = format!("the bastion did not connect to {target} in time");
-            Err(Failure::new(Cause::ChannelTimeout, text))
-        }
-    }
-}
-
-/// Has the database give up a query that took too long, as far as it can be reached for that.
-async fn cancel<S: Seat>(plan: Arc<DatabasePlan>, seat: Arc<S>, canceller: Canceller) {
-    let DatabasePlan { target, probe, .. } = &*plan;
-    if let Ok(stream) = open(&plan, &seat).await
-        && let Ok(Agreement { wire, .. }) = negotiate(stream, target, &probe.tls, probe.timeout).await
-    {
-        canceller.cancel(wire, probe.timeout).await;
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod identities;
 pub mod trust;
+mod visit;
 mod way;
 
 use std::pin::pin;
@@ -26,6 +27,7 @@ use crate::settings::plan::BastionPlan;
 use crate::settings::show_duration;
 use crate::ssh::{BufferMemory, Connection, Gate};
 use crate::state::{CertificateTerm, SessionLoad, SessionPhase, SessionState};
+pub use visit::Visit;
 pub use way::Hop;
 use way::{Owned, Reached, Unreached, Way, reach};
 
@@ -177,28 +179,11 @@ impl Session {
         };
         let Reached { connection, address, certificate } = reached;
         self.state.send_modify(|state| (state.address, state.certificate) = (address, certificate));
-        if let Err(failure) = self.first_ping(&connection).await {
+        if let Err(failure) = first_ping(&self.parts.plan, &connection).await {
             return Err(not_established(way.blame(None, failure.into()).await));
         }
         connection.renounce_shells().await;
         Ok((way, connection))
-    }
-
-    async fn first_ping(&self, connection: &Connection) -> Result<(), Failure> {
-        match timeout(SUSPECT_AFTER, connection.ping()).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(end)) => {
-                let text =
-                    format!("the bastion ended the session before it answered a ping: {}", end.detail());
-                Err(Failure::new(Cause::SessionNotEstablished, text))
-            }
-            Err(_) => {
-                let text = format!("{} let us in and then answered no ping", self.parts.plan.at);
-                let failure = Failure::new(Cause::SessionNotEstablished, text);
-                connection.condemn(failure.clone());
-                Err(failure)
-            }
-        }
     }
 
     async fn keep_alive(
@@ -310,6 +295,23 @@ impl Session {
                 _ => debug!(%bastion, session, state = phase.as_str(), "session state"),
             }
             self.parts.changed.notify_one();
+        }
+    }
+}
+
+/// The answer that makes a session an established one. Returns its round trip.
+async fn first_ping(plan: &BastionPlan, connection: &Connection) -> Result<Duration, Failure> {
+    match timeout(SUSPECT_AFTER, connection.ping()).await {
+        Ok(Ok(round_trip)) => Ok(round_trip),
+        Ok(Err(end)) => {
+            let text = format!("the bastion ended the session before it answered a ping: {}", end.detail());
+            Err(Failure::new(Cause::SessionNotEstablished, text))
+        }
+        Err(_) => {
+            let text = format!("{} let us in and then answered no ping", plan.at);
+            let failure = Failure::new(Cause::SessionNotEstablished, text);
+            connection.condemn(failure.clone());
+            Err(failure)
         }
     }
 }

@@ -196,6 +196,12 @@ enum Sitter {
 }
 
 impl Seat {
+    /// A place on a session that belongs to no tunnel, and is there for one look.
+    #[must_use]
+    pub fn of_visit(connection: &Connection, open_timeout: Duration) -> Self {
+        Self::new(connection, 0, open_timeout, Sitter::Probe)
+    }
+
     fn new(connection: &Connection, session: u64, open_timeout: Duration, sitter: Sitter) -> Self {
         if sitter == Sitter::Client {
             connection.gate().seat();

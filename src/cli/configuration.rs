@@ -14,23 +14,33 @@ use crate::settings::plan::{AgentPlan, BastionPlan, DatabasePlan, IdentityPlan, 
 use crate::settings::{Note, Settings};
 
 pub(super) fn check(settings: &Settings, out: &mut impl Write) -> Result<(), Stop> {
-    let bastions = settings.plan.bastions.iter().flat_map(|bastion| bastion_files(bastion));
-    let databases = settings.plan.databases.iter().flat_map(|database| database_files(database));
-    let missing: Vec<Note> =
-        bastions.chain(databases).filter_map(|(key, path)| look_at(key, &path)).collect();
-    for note in settings.notes.iter().chain(&missing) {
+    for note in settings.notes.iter().chain(&missing_files(settings)) {
         writeln!(out, "note: {}: {}", note.key, note.text)?;
     }
-    let files: Vec<String> = settings.files.iter().map(|file| file.display().to_string()).collect();
+    writeln!(out, "the configuration is good: {} ({})", how_many(settings), files(settings))?;
+    Ok(())
+}
+
+/// The files that it was read from.
+pub(super) fn files(settings: &Settings) -> String {
+    settings.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// What it configures.
+pub(super) fn how_many(settings: &Settings) -> String {
     let (bastions, databases) = (settings.plan.bastions.len(), settings.plan.databases.len());
-    writeln!(
-        out,
-        "the configuration is good: {bastions} {}, {databases} {} ({})",
+    format!(
+        "{bastions} {}, {databases} {}",
         if bastions == 1 { "bastion" } else { "bastions" },
         if databases == 1 { "database" } else { "databases" },
-        files.join(", ")
-    )?;
-    Ok(())
+    )
+}
+
+/// The files that it names, and that cannot be read.
+pub(super) fn missing_files(settings: &Settings) -> Vec<Note> {
+    let bastions = settings.plan.bastions.iter().flat_map(|bastion| bastion_files(bastion));
+    let databases = settings.plan.databases.iter().flat_map(|database| database_files(database));
+    bastions.chain(databases).filter_map(|(key, path)| look_at(key, &path)).collect()
 }
 
 /// The files that the configuration names itself, each with its key: those of the defaults need not exist.

@@ -62,7 +62,7 @@ pub(super) fn trust(
 }
 
 /// The files that the daemon reads. It has another home than who runs this, where its state directory is another user's.
-fn as_daemon(known_hosts: &KnownHostsPlan, home: Option<&Path>) -> KnownHostsPlan {
+pub(super) fn as_daemon(known_hosts: &KnownHostsPlan, home: Option<&Path>) -> KnownHostsPlan {
     let mut known_hosts = known_hosts.clone();
     let own = known_hosts.own.clone();
     let directory =

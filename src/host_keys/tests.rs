@@ -253,3 +253,16 @@ proptest::proptest! {
         let _ = judge(&text, &host, 22, KEY_A);
     }
 }
+
+#[test]
+fn what_makes_a_key_trusted_is_told() {
+    let bastion = HostPort::new("bastion", 22);
+    let grounds = |text: &str| files(text, HostKeyPolicy::AcceptNew).grounds(&bastion, &key(KEY_A));
+    let known = format!("bastion ssh-ed25519 {KEY_A}\n");
+    let authority = format!("# one\n@cert-authority bastion ssh-ed25519 {KEY_B}\n");
+    assert_eq!(grounds(&known), "known by known_hosts:1");
+    assert_eq!(grounds(&authority), "vouched for by the authority of known_hosts:2");
+    assert_eq!(grounds(""), "seen for the first time");
+    let pins = Trust::Pins(vec![key(KEY_A).fingerprint()]);
+    assert_eq!(pins.grounds(&bastion, &key(KEY_A)), "pinned by `host_key`");
+}

@@ -9,13 +9,15 @@ use std::sync::Arc;
 
 use tracing::{debug, info, warn};
 
-use super::way::{Owned, place, reach};
+use super::visit::Visit;
+use super::way::place;
 use crate::failure::{Cause, Failure, plain};
 use crate::files::{self, Existing};
 use crate::host_keys::{HostKey, HostKeyPolicy, KnownHosts, Renewal, Shown, Trust, Trusted};
 use crate::ids::HostPort;
+use crate::milestones::Milestones;
 use crate::settings::plan::{BastionPlan, KnownHostsPlan, TrustPlan};
-use crate::ssh::{self, BufferMemory, Connection, Gate, Seen};
+use crate::ssh::{self, Connection, Seen};
 
 /// Larger than any known_hosts file, in bytes.
 const MAX_KNOWN_HOSTS: usize = 16 << 20;
@@ -169,23 +171,20 @@ pub(super) async fn renew(
 /// # Errors
 /// Those of any hop.
 pub async fn fetch(plan: &BastionPlan, jumps: &[Arc<BastionPlan>]) -> Result<Vec<HostKey>, Failure> {
-    let memory = BufferMemory::new(usize::MAX);
-    let mut way: Vec<Owned> = Vec::new();
+    let mut outer: Option<Arc<Visit>> = None;
     for jump in jumps {
         let jump = &Arc::new(as_known(jump));
-        let through = way.last().map(|connection| &**connection);
-        let reached = reach(jump, through, Gate::new(&memory, Arc::default())).await;
-        let reached = reached.map_err(|unreached| unreached.failure.at(&place(jump)))?;
-        way.push(reached.connection);
+        let visit = Visit::make(jump, outer, &Milestones::default()).await;
+        outer = Some(Arc::new(visit.map_err(|failure| failure.at(&place(jump)))?));
     }
-    ssh::look_at_host_keys(plan, way.last().map(|connection| &**connection)).await
+    ssh::look_at_host_keys(plan, outer.as_deref().map(Visit::connection)).await
 }
 
 /// The plan of a jump of which nothing is learnt: whoever confirms one key has not been asked about another.
 fn as_known(plan: &BastionPlan) -> BastionPlan {
     let mut plan = plan.clone();
     if let TrustPlan::Files(known_hosts) = &mut plan.trust {
-        (known_hosts.policy, known_hosts.update) = (HostKeyPolicy::Strict, false);
+        known_hosts.policy = HostKeyPolicy::Strict;
     }
     plan
 }

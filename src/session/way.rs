@@ -13,6 +13,7 @@ use crate::failure::{Cause, Failure};
 use crate::ids::Name;
 use crate::keepalive::SUSPECT_AFTER;
 use crate::metrics::BastionMetrics;
+use crate::milestones::Milestones;
 use crate::settings::plan::BastionPlan;
 use crate::ssh::{self, Connection, Gate};
 use crate::state::{CertificateTerm, JumpState, SessionLoad};
@@ -37,7 +38,7 @@ pub(super) struct Jump {
 
 /// A connection that ends with its owner, also where others still hold it: an open that is never answered would hold it
 /// for ever.
-pub(super) struct Owned(Connection);
+pub(super) struct Owned(pub(super) Connection);
 
 impl Deref for Owned {
     type Target = Connection;
@@ -198,7 +199,7 @@ pub(super) async fn reach(
     let trusted = Arc::new(trust::read(plan).await?);
     let identities = load_identities(plan).await?;
     let deadline = Instant::now() + plan.connect_timeout;
-    let connected = ssh::connect(plan, through, trusted, gate, deadline).await;
+    let connected = ssh::connect(plan, through, trusted, gate, deadline, &Milestones::default()).await;
     let connected = connected.map_err(|failure| trust::advise(plan, failure))?;
     trust::learn(plan, &connected.seen).await?;
     let (address, host_key) = (connected.address, connected.seen.key.clone());

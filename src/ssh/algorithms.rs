@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg};
-use russh::{AlgorithmKind, Preferred, cipher, compression, kex, mac};
+use russh::{AlgorithmKind, Names, Preferred, cipher, compression, kex, mac};
 
 use crate::failure::{Cause, Failure};
 use crate::host_keys::{HostKey, Trust};
@@ -95,6 +95,14 @@ fn with_host_keys(host_keys: Vec<Algorithm>, legacy: bool) -> Preferred {
         compression: Cow::Borrowed(&[compression::NONE]),
         ..Preferred::DEFAULT
     }
+}
+
+/// What was agreed on, in words. A cipher that authenticates by itself has no MAC beside it.
+pub(super) fn describe(names: &Names) -> String {
+    let by_itself =
+        [cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305].contains(&names.cipher);
+    let mac = if by_itself { String::new() } else { format!(", {}", names.client_mac.as_ref()) };
+    format!("{}, {}, {}{mac}", names.kex.as_ref(), names.key.as_str(), names.cipher.as_ref())
 }
 
 /// Why there is no agreement with a bastion, and the line of its sshd_config that mends it.

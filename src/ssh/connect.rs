@@ -26,6 +26,7 @@ use super::transport::{self, Socket, Transport};
 use crate::failure::{Cause, Failure, plain};
 use crate::host_keys::{HostKey, Trust};
 use crate::ids::{HostPort, Target};
+use crate::milestones::{Milestone, Milestones};
 use crate::settings::plan::BastionPlan;
 
 /// How long an address is given before the next one is tried beside it: RFC 8305 section 5, "Connection Attempt
@@ -44,6 +45,7 @@ pub struct Connected {
     pub(super) refusal: Arc<Mutex<Option<String>>>,
     pub(super) announced: Announced,
     pub(super) legacy_algorithms: bool,
+    pub(super) milestones: Milestones,
     /// The host key that it has shown.
     pub seen: Seen,
     /// The address that won the race, where there was one.
@@ -63,14 +65,15 @@ pub async fn connect(
     trust: Arc<Trust>,
     gate: Arc<Gate>,
     deadline: Instant,
+    milestones: &Milestones,
 ) -> Result<Connected, Failure> {
     let preferred = preferred(&trust, &plan.at, plan.legacy_algorithms);
     let refused: Arc<OnceLock<HostKey>> = Arc::default();
     let scrutiny = Scrutiny::Judge(Arc::clone(&trust), Arc::clone(&refused));
-    let met = meet(plan, through, preferred, scrutiny, Arc::clone(&gate), deadline).await;
+    let met = meet(plan, through, preferred, scrutiny, Arc::clone(&gate), deadline, milestones).await;
     match (&*trust, refused.get()) {
         (Trust::Pins(pins), Some(key)) => {
-            ask_for_others(plan, through, &trust, (pins, key), &gate, deadline).await
+            ask_for_others(plan, through, &trust, (pins, key), &gate, deadline, milestones).await
         }
         _ => met,
     }
@@ -84,11 +87,13 @@ pub(super) async fn meet(
     scrutiny: Scrutiny,
     gate: Arc<Gate>,
     deadline: Instant,
+    milestones: &Milestones,
 ) -> Result<Connected, Failure> {
     let bastion = &plan.at;
-    let guard = Guard::new(bastion.clone(), scrutiny, gate);
+    let guard = Guard::new(bastion.clone(), scrutiny, gate, milestones.clone());
     if let Some(outer) = through {
         let jump = open_jump(outer, plan).await?;
+        milestones.tell(|| Milestone::Connected { to: None, from: None });
         return shake_hands(plan, jump, config(preferred), guard, deadline).await;
     }
     if let Some(argv) = &plan.proxy_command {
@@ -100,7 +105,9 @@ pub(super) async fn meet(
         };
     }
     let addresses = resolve(bastion, deadline).await?;
+    milestones.tell(|| Milestone::Resolved(addresses.clone()));
     let (socket, address) = race(bastion, addresses, deadline).await?;
+    milestones.tell(|| Milestone::Connected { to: Some(address), from: socket.local_addr().ok() });
     prepare(&socket, plan.keepalive_timeout);
     let connected = shake_hands(plan, socket, config(preferred), guard, deadline).await?;
     Ok(Connected { address: Some(address), ..connected })
@@ -132,7 +139,8 @@ async fn shake_hands<S: Socket + Send + 'static>(
 ) -> Result<Connected, Failure> {
     let BastionPlan { at: bastion, legacy_algorithms, .. } = plan;
     let legacy_algorithms = *legacy_algorithms;
-    let greeting = Arc::new(Mutex::new(Greeting::default()));
+    let milestones = guard.milestones();
+    let greeting = Arc::new(Mutex::new(Greeting::new(milestones.clone())));
     let (gate, seen, announced) = (OwnGate(guard.gate()), guard.seen(), guard.announced());
     let (obituary, refusal) = (guard.obituary(), guard.refusal());
     let transport = Transport::new(socket, Arc::clone(&gate), Arc::clone(&greeting));
@@ -151,6 +159,7 @@ async fn shake_hands<S: Socket + Send + 'static>(
                 refusal,
                 announced,
                 legacy_algorithms,
+                milestones,
                 seen,
                 address,
             })

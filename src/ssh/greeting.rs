@@ -3,10 +3,12 @@
 
 use crate::failure::{Cause, Failure, one_line};
 use crate::ids::HostPort;
+use crate::milestones::{Milestone, Milestones};
 
 /// Watches the first bytes of a connection. Memory is bounded by [`Greeting::MAX`].
 #[derive(Debug, Default)]
 pub(super) struct Greeting {
+    milestones: Milestones,
     text: Vec<u8>,
     /// The line that announces SSH 2.0 has been seen whole.
     complete: bool,
@@ -16,6 +18,10 @@ impl Greeting {
     /// More than the 20 lines of 255 bytes that russh accepts.
     const MAX: usize = 8 << 10;
 
+    pub(super) fn new(milestones: Milestones) -> Self {
+        Self { milestones, ..Self::default() }
+    }
+
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         if self.complete || self.text.len() >= Self::MAX {
             return;
@@ -24,7 +30,8 @@ impl Greeting {
         let mut lines = self.text.split_inclusive(|byte| *byte == b'\n');
         // RFC 4253 section 5.1: 1.99 is a server that speaks 2.0 and older.
         let announces = |line: &[u8]| line.starts_with(b"SSH-2.0-") || line.starts_with(b"SSH-1.99-");
-        if lines.any(|line| announces(line) && line.ends_with(b"\n")) {
+        if let Some(line) = lines.find(|line| announces(line) && line.ends_with(b"\n")) {
+            self.milestones.tell(|| Milestone::Greeted(String::from_utf8_lossy(line).into_owned()));
             self.complete = true;
             self.text = Vec::new();
         }

@@ -6,15 +6,17 @@ use std::time::UNIX_EPOCH;
 
 use russh::client::{self, ChannelOpenHandle, DisconnectReason, Handler, Msg, Session};
 use russh::keys::{PublicKey, PublicKeyOrCertificate};
-use russh::{Channel, ChannelId, ChannelOpenFailure};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Names};
 use tokio::sync::watch;
 
+use super::algorithms::describe;
 use super::gate::Gate;
 use super::host_key::{self, Announced, Seen};
 use crate::clock::now;
 use crate::failure::{Cause, Failure, one_line, plain};
 use crate::host_keys::{HostKey, Trust, Trusted};
 use crate::ids::HostPort;
+use crate::milestones::{Milestone, Milestones};
 use crate::state::SessionLoad;
 
 /// What ends russh's task.
@@ -90,17 +92,27 @@ pub(super) struct Guard {
     gate: Arc<Gate>,
     obituary: Arc<Obituary>,
     refusal: Arc<Mutex<Option<String>>>,
+    milestones: Milestones,
 }
 
 impl Guard {
-    pub(super) fn new(bastion: HostPort, scrutiny: Scrutiny, gate: Arc<Gate>) -> Self {
+    pub(super) fn new(
+        bastion: HostPort,
+        scrutiny: Scrutiny,
+        gate: Arc<Gate>,
+        milestones: Milestones,
+    ) -> Self {
         let obituary = Obituary::new(Arc::clone(gate.load()));
         let (seen, announced, refusal) = (Arc::default(), watch::Sender::new(None), Arc::default());
-        Self { bastion, scrutiny, seen, announced, gate, obituary, refusal }
+        Self { bastion, scrutiny, seen, announced, gate, obituary, refusal, milestones }
     }
 
     pub(super) fn gate(&self) -> Arc<Gate> {
         Arc::clone(&self.gate)
+    }
+
+    pub(super) fn milestones(&self) -> Milestones {
+        self.milestones.clone()
     }
 
     /// Where the host key is left, once it has been shown and was not refused.
@@ -151,6 +163,16 @@ impl Handler for Guard {
         // It is shown once, before anything else; later exchanges of keys do not ask.
         let _ = self.seen.set(Seen { key: shown.key().clone(), trusted });
         Ok(true)
+    }
+
+    async fn kex_done(
+        &mut self,
+        _: Option<&[u8]>,
+        names: &Names,
+        _: &mut Session,
+    ) -> Result<(), HandlerError> {
+        self.milestones.tell(|| Milestone::Agreed(describe(names)));
+        Ok(())
     }
 
     async fn openssh_ext_host_keys_announced(

@@ -16,6 +16,7 @@ use super::gate::{BufferMemory, Gate};
 use super::guard::Scrutiny;
 use crate::failure::{Cause, Failure};
 use crate::host_keys::{HostCertificate, HostKey, Shown, Trusted};
+use crate::milestones::Milestones;
 use crate::settings::plan::BastionPlan;
 
 /// The most keys that are taken note of where a bastion announces its own, and the largest one in bytes (RSA has 2 KiB
@@ -139,7 +140,8 @@ async fn look(
 ) -> Result<HostKey, Failure> {
     let gate = Gate::new(&BufferMemory::new(usize::MAX), Arc::default());
     let deadline = Instant::now() + plan.connect_timeout;
-    let met = meet(plan, through, preferred, Scrutiny::Look, gate, deadline).await;
+    let nobody = Milestones::default();
+    let met = meet(plan, through, preferred, Scrutiny::Look, gate, deadline, &nobody).await;
     met.map(|connected| connected.seen.key)
 }
 

@@ -69,6 +69,28 @@ pub struct Identities {
     pub certificate: Option<CertificateTerm>,
 }
 
+impl Identities {
+    /// Each key and certificate in words, in the order in which they are tried.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let words = |identity: &Identity| match &identity.shown {
+            Shown::Key(key) => {
+                format!("{}, {} {}", identity.name, key.algorithm(), key.fingerprint(HashAlg::Sha256))
+            }
+            Shown::Certificate(certificate) => {
+                format!("{}, {}", identity.name, certificate::describe(certificate))
+            }
+        };
+        self.list.iter().map(words).collect()
+    }
+
+    /// What should have been among them and is not.
+    #[must_use]
+    pub fn setbacks(&self) -> &[Failure] {
+        &self.setbacks
+    }
+}
+
 /// What an agent has; nothing where none is to be asked.
 pub type AgentKeys = Option<Result<Vec<HeldKey>, Failure>>;
 

@@ -6,6 +6,7 @@
 
 mod password;
 
+use std::fmt;
 use std::time::Duration;
 
 use russh::client::{AuthResult, Handle};
@@ -22,6 +23,7 @@ use super::signing::{Signing, Unsigned};
 use super::tally::{Rejected, Tally};
 use crate::failure::{Cause, Failure};
 use crate::ids::HostPort;
+use crate::milestones::{Milestone, Milestones};
 use crate::state::CertificateTerm;
 pub use password::FetchPassword;
 use password::Password;
@@ -77,6 +79,7 @@ impl Connected {
             rsa_hashes: None,
             wants_sha1: false,
             awaited: Awaited::Bastion,
+            milestones: &self.milestones,
         };
         match timeout_at(deadline, login.run()).await {
             Ok(outcome) => outcome,
@@ -109,6 +112,7 @@ struct Login<'a> {
     /// It says that it likes SHA-1 only.
     wants_sha1: bool,
     awaited: Awaited,
+    milestones: &'a Milestones,
     tally: Tally,
 }
 
@@ -125,12 +129,16 @@ impl Login<'_> {
         let identities = self.identities;
         let mut left = identities.list.iter();
         let mut used = None;
+        let mut last: &(dyn fmt::Display + Sync) = &"nothing, since the bastion asks for nothing";
         let mut by_prompts = self.password.is_some();
         let mut by_password = self.password.is_some();
         let mut answer = self.ask_what_it_accepts().await?;
         loop {
             let methods = match answer {
-                Answer::Accepted => return Ok(used),
+                Answer::Accepted => {
+                    self.milestones.tell(|| Milestone::LoggedIn(self.tally.describe_success(last)));
+                    return Ok(used);
+                }
                 Answer::GoOn(methods) => methods,
             };
             // A password that was rejected once is not tried in another way: that would only lock the account sooner.
@@ -139,6 +147,7 @@ impl Login<'_> {
                 && let Some(identity) = left.next()
             {
                 let accepted_before = self.tally.accepted();
+                last = &identity.name;
                 let answer = self.show(identity, methods).await?;
                 if matches!(answer, Answer::Accepted) || self.tally.accepted() > accepted_before {
                     used = used.or_else(|| identity.term.clone());
@@ -146,10 +155,12 @@ impl Login<'_> {
                 answer
             } else if methods.contains(&MethodKind::KeyboardInteractive) && by_prompts && password_is_good {
                 by_prompts = false;
+                last = &"the password";
                 let another_way = by_password && methods.contains(&MethodKind::Password);
                 self.answer_prompts(&methods, another_way).await?
             } else if methods.contains(&MethodKind::Password) && by_password && password_is_good {
                 by_password = false;
+                last = &"the password";
                 self.give_password().await?
             } else {
                 return Err(self.tally.verdict(self.bastion, self.user, &methods));

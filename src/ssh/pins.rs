@@ -11,6 +11,7 @@ use super::gate::Gate;
 use super::guard::Scrutiny;
 use crate::failure::{Cause, Failure};
 use crate::host_keys::{Fingerprint, HostKey, Trust, not_pinned};
+use crate::milestones::Milestones;
 use crate::settings::plan::BastionPlan;
 
 /// Asks a bastion whose `first` key is not pinned for those of the other families, each over a connection of its own, all
@@ -25,6 +26,7 @@ pub(super) async fn ask_for_others(
     (pins, first): (&[Fingerprint], &HostKey),
     gate: &Gate,
     deadline: Instant,
+    milestones: &Milestones,
 ) -> Result<Connected, Failure> {
     let mut shown = vec![first.clone()];
     for family in by_family(plan.legacy_algorithms) {
@@ -33,7 +35,7 @@ pub(super) async fn ask_for_others(
         }
         let refused: Arc<OnceLock<HostKey>> = Arc::default();
         let scrutiny = Scrutiny::Judge(Arc::clone(trust), Arc::clone(&refused));
-        let met = meet(plan, through, family, scrutiny, gate.anew(), deadline).await;
+        let met = meet(plan, through, family, scrutiny, gate.anew(), deadline, milestones).await;
         match (met, refused.get()) {
             (Ok(connected), _) => return Ok(connected),
             (Err(_), Some(key)) => shown.push(key.clone()),

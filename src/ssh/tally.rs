@@ -1,5 +1,7 @@
 //! What became of everything that a login was tried with, and what a failed one is to be called.
 
+use std::fmt;
+
 use russh::{MethodKind, MethodSet};
 
 use crate::failure::{Cause, Failure};
@@ -61,6 +63,12 @@ impl Tally {
 
     pub(super) fn set_back(&mut self, failure: Failure) {
         self.setbacks.push(failure);
+    }
+
+    /// What let us in, when `last` was what the bastion was shown at the end.
+    pub(super) fn describe_success(&self, last: &dyn fmt::Display) -> String {
+        let before: String = self.accepted.iter().map(|what| format!("{what} and ")).collect();
+        format!("{before}{last}")
     }
 
     /// Why the login failed, when nothing is left to try of the `methods` that the bastion goes on with.
@@ -161,6 +169,14 @@ mod tests {
 
     fn verdict(tally: &Tally, methods: &[MethodKind]) -> Failure {
         tally.verdict(&HostPort::new("bastion", 22), "me", &MethodSet::from(methods))
+    }
+
+    #[test]
+    fn what_let_us_in_is_told_with_all_its_steps() {
+        let mut tally = Tally::new(&[], true);
+        assert_eq!(tally.describe_success(&"/keys/prod"), "/keys/prod");
+        tally.accept("the key B".to_owned());
+        assert_eq!(tally.describe_success(&"the password"), "the key B and the password");
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod commands;
 mod container;
 mod contract;
 mod crowd;
+mod doctor;
 mod explained;
 mod failover;
 mod fuzzed;

@@ -6,7 +6,7 @@ use crate::support::client::{Job, job};
 use crate::support::{Bastion, Daemon, Postgres, eventually, runtime};
 
 /// The keys of a bastion that is reached through `gateway` with OpenSSH's own client.
-fn through(gateway: &Bastion) -> String {
+pub fn through(gateway: &Bastion) -> String {
     let identity = gateway.path("identity").display().to_string();
     let (port, user) = (gateway.port.to_string(), format!("{}@127.0.0.1", gateway.account.name));
     let known_hosts = gateway.path("known_hosts.of.ssh");
