@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rcgen::CertificateParams;
 use tempfile::TempDir;
 
@@ -141,8 +143,7 @@ impl Postgres {
     /// Ends it and all its connections, as a restart does (PostgreSQL's "fast" shutdown).
     pub fn stop(&self) {
         let mut server = self.server.lock().unwrap().take().unwrap();
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(server.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        kill(Pid::from_raw(i32::try_from(server.id()).unwrap()), Signal::SIGINT).unwrap();
         server.wait().unwrap();
     }
 
