@@ -13,10 +13,12 @@ use crate::history::{History, Sight, Unit};
 use crate::ids::Name;
 use crate::settings::plan::{BastionPlan, DatabasePlan, TlsPlan};
 use crate::snapshot::{
-    Bastion, Certificate, Client, Configuration, Daemon, Database, Probe, Session, Snapshot, Stamp, Trouble,
+    Bastion, Certificate, Client, Configuration, Cut, Daemon, Database, NextKey, Probe, Session, Snapshot,
+    Stamp, Trouble,
 };
 use crate::state::{
-    CertificateTerm, ClientState, ForwardState, Health, ProbeState, SessionState, TunnelState,
+    CertificateTerm, ClientState, CutAfter, ForwardState, Health, ProbeState, SessionCut, SessionState,
+    TunnelState, WaitingKey,
 };
 
 /// How far the daemon is in its own life.
@@ -45,6 +47,7 @@ impl Stage {
 struct BastionUnit {
     plan: Arc<BastionPlan>,
     tunnel: watch::Receiver<Arc<TunnelState>>,
+    next_key: watch::Receiver<Option<WaitingKey>>,
 }
 
 struct DatabaseUnit {
@@ -96,8 +99,13 @@ impl Board {
     }
 
     /// Puts a tunnel up; one of the same name is replaced.
-    pub fn put_tunnel(&self, plan: Arc<BastionPlan>, tunnel: watch::Receiver<Arc<TunnelState>>) {
-        self.lock().bastions.insert(plan.name.clone(), BastionUnit { plan, tunnel });
+    pub fn put_tunnel(
+        &self,
+        plan: Arc<BastionPlan>,
+        tunnel: watch::Receiver<Arc<TunnelState>>,
+        next_key: watch::Receiver<Option<WaitingKey>>,
+    ) {
+        self.lock().bastions.insert(plan.name.clone(), BastionUnit { plan, tunnel, next_key });
     }
 
     /// Takes a tunnel down, unless another one of the same name has replaced it.
@@ -220,7 +228,7 @@ fn any_up(all: impl Iterator<Item = Option<bool>>) -> Option<bool> {
 }
 
 fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
-    let BastionUnit { plan, tunnel } = unit;
+    let BastionUnit { plan, tunnel, next_key } = unit;
     let tunnel = tunnel.borrow().clone();
     let sessions = tunnel.sessions.iter().map(|session| session.load.stalled(now));
     let stalled = tunnel.stalled_before + sessions.sum::<Duration>();
@@ -242,8 +250,21 @@ fn bastion(unit: &BastionUnit, now: Instant) -> Bastion {
             .as_ref()
             .map(|incident| Trouble::new(incident, tunnel.outdated || !tunnel.is_up())),
         public_key: tunnel.public_key.clone(),
+        next_key: next_key.borrow().as_ref().map(self::next_key),
         certificate: tunnel.certificate.as_ref().map(certificate),
+        session_cut: tunnel
+            .cuts
+            .get(&plan.name)
+            .map(|cut| self::cut(cut, tunnel.pinged_by.as_ref().unwrap_or(&plan.name))),
         sessions: tunnel.sessions.iter().map(session).collect(),
+    }
+}
+
+fn next_key(waiting: &WaitingKey) -> NextKey {
+    NextKey {
+        public_key: waiting.public_key.clone(),
+        since: Stamp(waiting.since),
+        last_asked: waiting.asked.map(Stamp),
     }
 }
 
@@ -253,6 +274,17 @@ fn certificate(term: &CertificateTerm) -> Certificate {
         valid_from: Stamp(term.from),
         expires: Stamp(term.until),
         ending: term.is_ending(SystemTime::now()),
+    }
+}
+
+fn cut(cut: &SessionCut, bastion: &Name) -> Cut {
+    Cut {
+        after: cut.after.as_str().to_owned(),
+        seconds: cut.seconds(),
+        at_most: matches!(cut.after, CutAfter::Idle { at_most: true }),
+        losses: cut.losses,
+        detail: cut.detail(),
+        hint: cut.hint(bastion),
     }
 }
 

@@ -84,6 +84,9 @@ enum Command {
         /// Replace a key that is there already
         #[arg(long)]
         force: bool,
+        /// Make the key that takes the place of the present one once the bastion accepts it
+        #[arg(long)]
+        next: bool,
     },
     /// Fetch the host keys of a bastion, show them, and store those that you confirm
     ///
@@ -308,7 +311,11 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Stop> {
         Command::Config(ConfigCommand::Show { format }) => {
             configuration::show(&load(&surroundings)?, format, out)
         }
-        Command::Keygen { bastion, force } => keygen::keygen(&load(&surroundings)?, &bastion, force, out),
+        Command::Keygen { bastion, force, next } => {
+            let settings = load(&surroundings)?;
+            let make = if next { keygen::next } else { keygen::keygen };
+            make(&settings, &bastion, force, out)
+        }
         Command::Trust { bastion, fingerprints } => {
             let settings = load(&surroundings)?;
             // The question goes to stderr: whoever cannot read it cannot answer.
@@ -344,10 +351,10 @@ fn daemon_url(daemon: DaemonAddress, surroundings: &Surroundings) -> String {
     url.unwrap_or_else(|| client::DEFAULT_URL.to_owned()).trim_end_matches('/').to_owned()
 }
 
-/// Waits for one thing. What it has given up is not waited for: the system looks a name up for as long as it likes.
-fn complete<F: Future>(future: F) -> Result<F::Output, Stop> {
+/// Waits for the one thing that a command waits for. What hangs then, such as the look-up of a name, is left behind.
+fn block_on<F: Future>(thing: F) -> Result<F::Output, Stop> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| refused(&error))?;
-    let output = runtime.block_on(future);
+    let output = runtime.block_on(thing);
     runtime.shutdown_background();
     Ok(output)
 }

@@ -161,7 +161,11 @@ pub struct Failure {
     pub cause: Cause,
     detail: String,
     hint: Option<String>,
+    shortage: bool,
 }
+
+/// ENFILE and EMFILE, as errno(3) of Linux numbers them: there are no descriptors left.
+const NO_DESCRIPTORS: [i32; 2] = [23, 24];
 
 impl Failure {
     /// The longest detail, in characters: peers may put arbitrary text into it.
@@ -171,7 +175,7 @@ impl Failure {
     /// replaced, so that it cannot forge a line of the log, and its length is bounded.
     #[must_use]
     pub fn new(cause: Cause, detail: impl AsRef<str>) -> Self {
-        Self { cause, detail: one_line(detail.as_ref(), Self::MAX_DETAIL), hint: None }
+        Self { cause, detail: one_line(detail.as_ref(), Self::MAX_DETAIL), hint: None, shortage: false }
     }
 
     /// Replaces the cause's general hint by one that knows the circumstances.
@@ -179,6 +183,28 @@ impl Failure {
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Says what of the system is to blame, if it is neither the file nor the other side.
+    #[must_use]
+    pub fn from_system(self, error: &std::io::Error) -> Self {
+        let hint = match error.kind() {
+            _ if error.raw_os_error().is_some_and(|number| NO_DESCRIPTORS.contains(&number)) => {
+                "raise the daemon's limits, LimitNOFILE (ulimit -n) above all"
+            }
+            std::io::ErrorKind::OutOfMemory => "this machine has no memory left: see what takes it",
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                return self.with_hint("the file system is full: make room on it");
+            }
+            _ => return self,
+        };
+        Self { shortage: true, ..self.with_hint(hint) }
+    }
+
+    /// Nobody refused us anything: this machine was short of something, which may pass at any time.
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        self.shortage
     }
 
     /// Says where on the way it was.
@@ -280,6 +306,20 @@ mod tests {
         let failure = Failure::new(Cause::BannerNotSsh, "x".repeat(10_000));
         assert_eq!(failure.detail().chars().count(), Failure::MAX_DETAIL + 1);
         assert!(failure.detail().ends_with('…'));
+    }
+
+    #[test]
+    fn what_this_machine_lacks_is_blamed_on_nobody_else() {
+        let of = |error: std::io::Error| Failure::new(Cause::HostKeyUnreadable, "x").from_system(&error);
+        for number in NO_DESCRIPTORS {
+            let failure = of(std::io::Error::from_raw_os_error(number));
+            assert!(failure.is_shortage() && failure.hint().contains("LimitNOFILE"), "{failure:?}");
+            assert!(failure.clone().at("there").is_shortage());
+        }
+        let full = of(std::io::ErrorKind::StorageFull.into());
+        assert!(!full.is_shortage() && full.hint().contains("full"), "{full:?}");
+        let denied = of(std::io::ErrorKind::PermissionDenied.into());
+        assert!(!denied.is_shortage() && denied.hint() == Cause::HostKeyUnreadable.hint());
     }
 
     #[test]

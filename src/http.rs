@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -28,10 +28,9 @@ use tracing::debug;
 
 use crate::board::Board;
 use crate::listener::Bound;
-use crate::local::{LocalAddress, Peer};
+use crate::local::LocalAddress;
 use crate::metrics::Metrics;
-use crate::socket::Socket;
-use routes::Routes;
+pub use routes::Routes;
 
 /// Connections at a time. One more, and the oldest is closed: those who hold connections that they do not use must
 /// not keep a health check out.
@@ -64,31 +63,40 @@ pub async fn serve(
                 {
                     oldest.abort();
                 }
-                let connection = converse(TokioIo::new(socket), peer, Arc::clone(&routes));
+                let routes = Arc::clone(&routes);
+                let connection = async move {
+                    if let Err(error) = converse(socket, peer.is_local(), routes).await {
+                        debug!(%peer, %error, "an HTTP conversation broke");
+                    }
+                };
                 connections.push_back(tokio::spawn(connection).abort_handle());
             }
         }
     }
 }
 
-async fn converse(io: TokioIo<Socket>, peer: Peer, routes: Arc<Routes>) {
-    let at_home = peer.is_local();
+/// Answers one connection to its end. `at_home`: whoever asks is on this machine, or in this container, as far as its
+/// address tells.
+///
+/// # Errors
+/// What it sent was no HTTP, or it left in the middle.
+pub async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    at_home: bool,
+    routes: Arc<Routes>,
+) -> Result<(), hyper::Error> {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response: Response<Full<Bytes>> = routes.answer(&request, at_home);
-        std::future::ready(Ok::<_, Infallible>(response))
+        std::future::ready(Ok::<_, Infallible>(routes.answer(&request, at_home)))
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE).max_buf_size(MAX_HEADER);
-    let mut connection = pin!(server.serve_connection(io, service));
-    let ended = match timeout(MAX_AGE, connection.as_mut()).await {
+    let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+    match timeout(MAX_AGE, connection.as_mut()).await {
         Ok(ended) => ended,
         Err(_) => {
             // The answer under way is finished first.
             connection.as_mut().graceful_shutdown();
             timeout(HEADER_PATIENCE, connection).await.unwrap_or(Ok(()))
         }
-    };
-    if let Err(error) = ended {
-        debug!(%peer, %error, "an HTTP conversation broke");
     }
 }

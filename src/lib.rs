@@ -31,6 +31,7 @@ pub mod state;
 // Floor 1: rules. Decisions without I/O and without a clock.
 pub mod history;
 pub mod host_keys;
+pub mod idle_cut;
 pub mod keepalive;
 pub mod pgwire;
 pub mod placement;
@@ -68,6 +69,7 @@ pub mod session;
 // Floor 6: units. One loop each.
 pub mod forward;
 pub mod probe;
+pub mod rotation;
 pub mod tunnel;
 
 // Floor 7: sets the others to work, once or for good.

@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use crate::backoff::Bounds;
-use crate::failure::{Cause, Phase};
+use crate::failure::{Cause, Failure, Phase};
 
 /// How long a session must have been established to prove that the bastion is well again.
 pub const PROVEN_AFTER: Duration = Duration::from_secs(30);
@@ -53,9 +53,10 @@ impl Retry {
     }
 
     /// Takes note of a failure. `random` is uniform in `0.0..1.0`.
-    pub fn after(&mut self, cause: Cause, random: f64) -> Next {
+    pub fn after(&mut self, failure: &Failure, random: f64) -> Next {
+        let cause = failure.cause;
         self.failures = self.failures.saturating_add(1);
-        self.refusals = if is_refusal(cause) { self.refusals.saturating_add(1) } else { 0 };
+        self.refusals = if is_refusal(failure) { self.refusals.saturating_add(1) } else { 0 };
         self.busy = if cause == Cause::BannerBusy { self.busy.saturating_add(1) } else { 0 };
         if self.refusals >= REFUSED_TRIES {
             let after = REFUSED_PACE.mul_f64(0.9 + 0.2 * random);
@@ -68,28 +69,30 @@ impl Retry {
             let failures = if self.refusals > 0 { self.refusals } else { self.failures };
             let after = self.bounds.delay(failures, random);
             let soon = Bounds { max: self.bounds.max.min(AWAITED.max(self.bounds.min)), ..self.bounds };
-            let awaited = if is_absence(cause) { soon.delay(failures, random) } else { after };
+            let awaited = if is_absence(failure) { soon.delay(failures, random) } else { after };
             Next { after, awaited, refusing: false }
         }
     }
 }
 
 /// As far as one can tell nobody was there yet, so that asking again is a burden to nobody.
-fn is_absence(cause: Cause) -> bool {
-    match cause.phase() {
+fn is_absence(failure: &Failure) -> bool {
+    match failure.cause.phase() {
+        _ if failure.is_shortage() => true,
         Phase::Dns | Phase::Banner => true,
         // A command may cost anything.
-        Phase::Tcp => cause != Cause::TcpProxyCommandFailed,
+        Phase::Tcp => failure.cause != Cause::TcpProxyCommandFailed,
         _ => false,
     }
 }
 
 /// A bastion that refuses our key or shows a wrong one needs a person.
-fn is_refusal(cause: Cause) -> bool {
-    match cause.phase() {
+fn is_refusal(failure: &Failure) -> bool {
+    match failure.cause.phase() {
+        _ if failure.is_shortage() => false,
         Phase::HostKey => true,
         // The bastion had no say in these.
-        Phase::Auth => !matches!(cause, Cause::AuthTimeout | Cause::AuthClosed | Cause::AuthSecret),
+        Phase::Auth => !matches!(failure.cause, Cause::AuthTimeout | Cause::AuthClosed | Cause::AuthSecret),
         _ => false,
     }
 }
@@ -102,9 +105,13 @@ mod tests {
         Retry::new(Bounds { min: Duration::from_millis(200), max: Duration::from_secs(30) })
     }
 
+    fn failure(cause: Cause) -> Failure {
+        Failure::new(cause, "x")
+    }
+
     fn waits(retry: &mut Retry, cause: Cause, random: f64, n: usize) -> Vec<(u128, bool)> {
         (0..n)
-            .map(|_| retry.after(cause, random))
+            .map(|_| retry.after(&failure(cause), random))
             .map(|next| (next.after.as_millis(), next.refusing))
             .collect()
     }
@@ -119,7 +126,7 @@ mod tests {
     #[test]
     fn clients_that_wait_are_not_kept_waiting_for_the_next_attempt() {
         let mut retry = retry();
-        let mut awaited = |cause| retry.after(cause, 1.0).awaited.as_millis();
+        let mut awaited = |cause| retry.after(&failure(cause), 1.0).awaited.as_millis();
         let causes =
             [Cause::TcpRefused, Cause::TcpTimeout, Cause::BannerClosed, Cause::TcpRefused, Cause::DnsFailed];
         assert_eq!(causes.map(&mut awaited), [200, 400, 800, 1000, 1000]);
@@ -127,7 +134,7 @@ mod tests {
         assert_eq!(awaited(Cause::AuthClosed), 12_800);
         assert_eq!([Cause::AuthRejected; 3].map(&mut awaited), [200, 400, 330_000]);
         let patient = Bounds { min: Duration::from_secs(10), max: Duration::from_secs(300) };
-        assert_eq!(Retry::new(patient).after(Cause::TcpRefused, 1.0).awaited, patient.min);
+        assert_eq!(Retry::new(patient).after(&failure(Cause::TcpRefused), 1.0).awaited, patient.min);
     }
 
     #[test]
@@ -138,8 +145,8 @@ mod tests {
         }
         let mut retry = retry();
         waits(&mut retry, Cause::AuthRejected, 0.5, 3);
-        assert!(!retry.after(Cause::TcpRefused, 0.5).refusing);
-        assert!(!retry.after(Cause::AuthRejected, 0.5).refusing);
+        assert!(!retry.after(&failure(Cause::TcpRefused), 0.5).refusing);
+        assert!(!retry.after(&failure(Cause::AuthRejected), 0.5).refusing);
     }
 
     #[test]
@@ -154,6 +161,15 @@ mod tests {
         for cause in [Cause::AuthTimeout, Cause::AuthClosed] {
             assert!(waits(&mut retry(), cause, 1.0, 5).iter().all(|(_, refusing)| !refusing));
         }
+    }
+
+    #[test]
+    fn a_shortage_of_our_own_is_no_refusal() {
+        let error = std::io::Error::from_raw_os_error(24);
+        let short = failure(Cause::HostKeyUnreadable).from_system(&error);
+        let mut retry = retry();
+        let last = (0..9).map(|_| retry.after(&short, 1.0)).last().unwrap();
+        assert_eq!((last.refusing, last.awaited), (false, AWAITED));
     }
 
     #[test]

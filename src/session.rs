@@ -4,6 +4,7 @@
 //! session's lane.
 
 mod identities;
+pub mod next_key;
 pub mod trust;
 mod visit;
 mod way;
@@ -20,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use crate::clock::now;
 use crate::failure::{Cause, Failure};
+use crate::idle_cut::pauses::LastPause;
 use crate::ids::Name;
 use crate::keepalive::{Keepalive, SUSPECT_AFTER, Sign};
 use crate::metrics::BastionMetrics;
@@ -76,6 +78,8 @@ pub enum Exit {
         failure: Failure,
         /// How long it had served.
         lived: Duration,
+        /// How its connection paused before.
+        pause: LastPause,
         /// How many clients it had.
         clients: usize,
         /// The jump that was lost with it.
@@ -200,7 +204,9 @@ impl Session {
                 Some((jump, failure)) => (Some(jump), failure),
                 None => (silent.cloned(), failure),
             };
-            Exit::Lost { failure, lived: started.elapsed(), clients, jump }
+            let pause = jump.as_ref().and_then(|jump| way.last_pause(jump));
+            let pause = pause.unwrap_or_else(|| connection.gate().last_pause());
+            Exit::Lost { failure, lived: started.elapsed(), pause, clients, jump }
         };
         let mut keepalive =
             Keepalive::new(plan.keepalive_interval, plan.keepalive_timeout, started.into_std());

@@ -146,10 +146,41 @@ pub struct Bastion {
     pub last_failure: Option<Trouble>,
     /// The key that it has to be told, while it rejects it.
     pub public_key: Option<String>,
+    /// The key that takes the place of the one in use once the bastion accepts it.
+    #[serde(default)]
+    pub next_key: Option<NextKey>,
     /// The certificate that it is shown, if that ends.
     #[serde(default)]
     pub certificate: Option<Certificate>,
+    /// What cuts its sessions again and again.
+    #[serde(default)]
+    pub session_cut: Option<Cut>,
     pub sessions: Vec<Session>,
+}
+
+/// A key that waits for its bastion to accept it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct NextKey {
+    pub public_key: String,
+    pub since: Stamp,
+    /// When the bastion was asked about it last.
+    pub last_asked: Option<Stamp>,
+}
+
+/// What sessions were cut by several times in succession.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Cut {
+    /// What the time is counted from: `idle` (the last byte), `age` (the session's beginning) or `client_alive` (the last
+    /// time the bastion asked).
+    pub after: String,
+    pub seconds: u64,
+    /// It showed itself only when we asked, so that the cut may have come earlier.
+    pub at_most: bool,
+    pub losses: u32,
+    pub detail: String,
+    pub hint: String,
 }
 
 /// A user certificate.

@@ -4,6 +4,7 @@
 //! `Arc` inside that value. Nothing here decides anything; [`crate::board`] turns it into a [`crate::snapshot`].
 
 mod client;
+mod cut;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use crate::failure::{Cause, Failure};
 use crate::ids::Name;
 use crate::local::LocalAddress;
 pub use client::{Activity, ClientEntry, ClientRoll, ClientState, Doing, StartupParameters};
+pub use cut::{CutAfter, SessionCut};
 
 /// A point in time, for arithmetic (monotonic) and for people (wall clock).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +194,8 @@ pub struct SessionLoad {
     pub round_trip_micros: AtomicU64,
     /// Pings sent since the last received byte.
     pub unanswered: AtomicU32,
+    /// The longest pause that its connection has come through, in microseconds.
+    pub longest_pause_micros: AtomicU64,
 }
 
 impl SessionLoad {
@@ -220,6 +224,11 @@ impl SessionLoad {
     /// For how long its gate has been shut in total until `now`.
     pub fn stalled(&self, now: Instant) -> Duration {
         self.stalled.lock().unwrap_or_else(PoisonError::into_inner).total(now)
+    }
+
+    /// The longest time without a byte in either direction after which one was received.
+    pub fn longest_pause(&self) -> Duration {
+        Duration::from_micros(self.longest_pause_micros.load(Ordering::Relaxed))
     }
 
     /// The last measured round trip.
@@ -258,6 +267,10 @@ pub struct TunnelState {
     pub jumps: BTreeMap<Name, JumpTrouble>,
     /// The certificate that the last login was tried with.
     pub certificate: Option<CertificateTerm>,
+    /// What cuts sessions again and again, by the bastion on the way that it befalls.
+    pub cuts: BTreeMap<Name, SessionCut>,
+    /// The bastion behind it whose keepalives were cut, where it is only gone through.
+    pub pinged_by: Option<Name>,
 }
 
 impl TunnelState {
@@ -266,6 +279,17 @@ impl TunnelState {
     pub fn is_up(&self) -> bool {
         self.uptime.since().is_some()
     }
+}
+
+/// A key that waits for its bastion to accept it, and then takes the place of the one before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingKey {
+    /// What the bastion has to be told.
+    pub public_key: String,
+    /// When it was made.
+    pub since: SystemTime,
+    /// When the bastion was asked last.
+    pub asked: Option<SystemTime>,
 }
 
 /// What a forward says of itself.

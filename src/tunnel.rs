@@ -4,6 +4,7 @@
 //! It goes on for ever: a bastion that is down is dialled again until the daemon ends.
 
 mod certificate;
+mod cuts;
 mod files;
 pub mod jump;
 mod offer;

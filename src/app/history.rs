@@ -51,7 +51,7 @@ mod tests {
         let bastion = Arc::clone(&plan().bastions[0]);
         let unit = Unit::Bastion(bastion.name.clone());
         let (tell, tunnel) = watch::channel(Arc::<TunnelState>::default());
-        board.put_tunnel(Arc::clone(&bastion), tunnel.clone());
+        board.put_tunnel(Arc::clone(&bastion), tunnel.clone(), watch::channel(None).1);
         let task = tokio::spawn(keep(Arc::clone(&board), stop.clone()));
         sleep(Duration::from_secs(3600)).await;
         let known = |board: &Board| {
@@ -67,7 +67,7 @@ mod tests {
         assert!((20..=21).contains(&known(&board)), "{}", known(&board));
         assert_eq!(board.history().changes().count(), 1);
         // A reload puts it up once more.
-        board.put_tunnel(bastion, tunnel.clone());
+        board.put_tunnel(bastion, tunnel.clone(), watch::channel(None).1);
         sleep(Duration::from_secs(7200)).await;
         assert_eq!(known(&board), BUCKETS);
         let Unit::Bastion(name) = &unit else { unreachable!() };

@@ -5,7 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 
 use super::libpq::Standpoint;
-use super::{Stop, complete};
+use super::{Stop, block_on};
 use crate::client::{self, Status};
 use crate::snapshot::Database;
 
@@ -14,7 +14,7 @@ pub(super) const MAX_SHOWN: usize = 2000;
 
 /// Asks once.
 pub(super) fn ask(url: &str) -> Result<Status, Stop> {
-    complete(client::status(url))?.map_err(|silence| Stop::Failed(silence.to_string()))
+    block_on(client::status(url))?.map_err(|silence| Stop::Failed(silence.to_string()))
 }
 
 /// The database of this name.

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use super::configuration::missing_files;
 use super::trust::as_daemon;
-use super::{Format, Stop, complete, refused};
+use super::{Format, Stop, block_on, refused};
 use crate::doctor::{Progress, RunsAs, Selection, Verdict, examine, prepare};
 use crate::ids::Name;
 use crate::settings::plan::{Plan, ProbeWhen, TrustPlan};
@@ -79,7 +79,7 @@ fn look(
     }
     let mut shown = Shown { printed: 0, is_text, style, tells: io::stderr().is_terminal() };
     let end = first_end().map_err(|error| refused(&error))?;
-    if let Err(end) = complete(follow(&selection, &runs_as, &progress, &mut shown, end, out))?? {
+    if let Err(end) = block_on(follow(&selection, &runs_as, &progress, &mut shown, end, out))?? {
         // The commands that were under way have been ended with what waited for them.
         end.obey();
         return Err(Stop::Told);

@@ -1,17 +1,65 @@
 //! `keygen`: makes a bastion's key and prints what the bastion needs to accept it, and nothing more than that.
 
 use std::io::{self, Write};
+use std::path::Path;
 
-use super::{Stop, complete};
+use super::{Stop, block_on};
 use crate::credentials;
 use crate::failure::{Cause, plain};
 use crate::files::{Existing, Placed};
 use crate::ids::Target;
 use crate::settings::Settings;
 use crate::settings::plan::{BastionPlan, IdentityPlan};
-use crate::ssh;
+use crate::ssh::{self, NextKey};
 
 pub(super) fn keygen(settings: &Settings, name: &str, force: bool, out: &mut impl Write) -> Result<(), Stop> {
+    let (bastion, path) = own_key(settings, name)?;
+    let placed = make(path, bastion, force)?;
+    let public_key = public_key(bastion)?;
+    // Nobody needs the file who reads what is printed.
+    let _ = ssh::restore_public_key(path, &public_key);
+    writeln!(out, "The key of bastion \"{name}\" ({}):\n\n  {public_key}\n", what(path, placed))?;
+    explain(settings, bastion, &public_key, out)?;
+    Ok(())
+}
+
+/// Makes the key after the present one, or shows it again.
+pub(super) fn next(settings: &Settings, name: &str, force: bool, out: &mut impl Write) -> Result<(), Stop> {
+    let (bastion, path) = own_key(settings, name)?;
+    if !path.exists() {
+        let text =
+            format!("bastion \"{name}\" has no key yet to be replaced: run `tunnelkeeper keygen {name}`");
+        return Err(Stop::Failed(text));
+    }
+    let next = ssh::next_key_path(path);
+    let placed = make(&next, bastion, force)?;
+    let found = ssh::find_next_key(path).map_err(Stop::Failed)?;
+    // The daemon may have been quick.
+    let Some(NextKey { public_key, .. }) = found else {
+        return Err(Stop::Failed(format!("the next key {} has been taken over just now", next.display())));
+    };
+    let _ = ssh::restore_public_key(&next, &public_key);
+    let (user, host, targets) = (&bastion.user, &bastion.at.host, targets(settings, bastion));
+    writeln!(out, "The next key of bastion \"{name}\" ({}):\n\n  {public_key}\n", what(&next, placed))?;
+    writeln!(
+        out,
+        "Append this line to ~{user}/.ssh/authorized_keys on {host}, and leave the line of the present key there:\n\n  {} \
+         {public_key}\n",
+        restrictions(&targets)
+    )?;
+    writeln!(
+        out,
+        "The running daemon asks the bastion about it every few minutes, and at once when it is reloaded. Once the bastion \
+         accepts it, it takes the place of {}, and what was there is kept as {}; no session ends for it. Then \
+         `tunnelkeeper status {name}` shows no next key any more, and the line of the key before can go.",
+        path.display(),
+        ssh::old_key_path(path).display()
+    )?;
+    Ok(())
+}
+
+/// A bastion with a key of the daemon's own, and where that is.
+fn own_key<'a>(settings: &'a Settings, name: &str) -> Result<(&'a BastionPlan, &'a Path), Stop> {
     let bastion = super::bastion(settings, name)?;
     let IdentityPlan::Own { path, .. } = &bastion.identity else {
         let (whose, key) = match &bastion.identity {
@@ -22,27 +70,28 @@ pub(super) fn keygen(settings: &Settings, name: &str, force: bool, out: &mut imp
             "bastion \"{name}\" logs in with the keys {whose}: remove bastions.{name}.{key} to let it use a key of its own"
         )));
     };
-    let cannot = |error: io::Error| {
+    Ok((bastion, path))
+}
+
+fn make(path: &Path, bastion: &BastionPlan, force: bool) -> Result<Placed, Stop> {
+    let existing = if force { Existing::Replace } else { Existing::Keep };
+    ssh::generate_key(path, &bastion.name, existing).map_err(|error| {
         let text = plain(&error);
         Stop::Failed(format!("the key {} cannot be made: {text}: check daemon.state_dir", path.display()))
-    };
-    let existing = if force { Existing::Replace } else { Existing::Keep };
-    let what = match ssh::generate_key(path, &bastion.name, existing).map_err(cannot)? {
+    })
+}
+
+fn what(path: &Path, placed: Placed) -> String {
+    match placed {
         Placed::Made => format!("made: {}", path.display()),
         Placed::Kept => format!("already there: {}; --force makes a new one", path.display()),
-    };
-    let public_key = public_key(bastion)?;
-    // Nobody needs the file who reads what is printed.
-    let _ = ssh::restore_public_key(path, &public_key);
-    writeln!(out, "The key of bastion \"{name}\" ({what}):\n\n  {public_key}\n")?;
-    explain(settings, bastion, &public_key, out)?;
-    Ok(())
+    }
 }
 
 fn public_key(bastion: &BastionPlan) -> Result<String, Stop> {
     let identities = match (ssh::load_identities(bastion, None, None), &bastion.passphrase) {
         (Err(failure), Some(source)) if failure.cause == Cause::AuthPassphrase => {
-            let passphrase = complete(credentials::fetch(source))?.map_err(|text| {
+            let passphrase = block_on(credentials::fetch(source))?.map_err(|text| {
                 Stop::Failed(format!("`identity_passphrase` of bastion \"{}\": {text}", bastion.name))
             })?;
             ssh::load_identities(bastion, Some(&passphrase), None)

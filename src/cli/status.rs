@@ -107,6 +107,16 @@ fn add_bastion(table: &mut Table, snapshot: &Snapshot, bastion: &Bastion) {
     if let Some(warning) = bastion.certificate_warning(snapshot.at) {
         table.line(&warning);
     }
+    if let Some(next) = &bastion.next_key {
+        let age = snapshot.age(next.since);
+        table.line(&format!("next key, not accepted yet (for {age}): {}", next.public_key));
+        let keygen = format!("`tunnelkeeper keygen {} --next`", bastion.name);
+        table.line(&format!("{keygen} prints it with the restrictions that belong before it"));
+    }
+    if let Some(cut) = &bastion.session_cut {
+        table.line(&cut.detail);
+        table.line(&format!("hint: {}", cut.hint));
+    }
     if bastion.up {
         return;
     }

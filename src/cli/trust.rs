@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::unistd::geteuid;
 
-use super::{Stop, complete};
+use super::{Stop, block_on};
 use crate::failure::{Cause, Failure};
 use crate::host_keys::{Fingerprint, HostKey, KnownHosts, Renewal, Standing, line};
 use crate::ids::HostPort;
@@ -25,7 +25,7 @@ pub(super) fn trust(
 ) -> Result<(), Stop> {
     let bastion = super::bastion(settings, name)?;
     let jumps = settings.plan.jumps(bastion);
-    let keys = complete(fetch(bastion, &jumps))?.map_err(failed)?;
+    let keys = block_on(fetch(bastion, &jumps))?.map_err(failed)?;
     let known_hosts = match &bastion.trust {
         TrustPlan::Pins(pins) => return compare_with_pins(bastion, &keys, pins, out),
         TrustPlan::Files(known_hosts) => &as_daemon(known_hosts, home),

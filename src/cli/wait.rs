@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::asking::{find, print_json};
 use super::reach::Standing;
-use super::{Format, Patience, Stop, complete};
+use super::{Format, Patience, Stop, block_on};
 use crate::client::{self, Silence, Status};
 
 /// The time from one look to the next, which doubles: short for a tunnel that is about to be up, and long for the many
@@ -88,7 +88,7 @@ pub(super) fn wait(
     out: &mut impl Write,
 ) -> Result<(), Stop> {
     let started = Instant::now();
-    let seen = complete(until_reachable(url, names, patience, stable))?;
+    let seen = block_on(until_reachable(url, names, patience, stable))?;
     let reachable = seen.is_all_reachable();
     let (daemon, error, databases) = match &seen {
         Seen::Nobody(why) => (Some(why.as_str()), None, &[][..]),
@@ -112,7 +112,7 @@ pub(super) fn wait(
 /// Waits for one database, and returns the status that shows it reachable.
 pub(super) fn wait_for(url: &str, name: &str, patience: Patience) -> Result<Status, Stop> {
     let names = [name.to_owned()];
-    match complete(until_reachable(url, &names, patience, Duration::ZERO))? {
+    match block_on(until_reachable(url, &names, patience, Duration::ZERO))? {
         Seen::Standings(status, standings) if standings.iter().all(Standing::is_reachable) => Ok(*status),
         seen => Err(Stop::Unreached(seen.lines())),
     }

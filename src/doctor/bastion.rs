@@ -12,8 +12,10 @@ use crate::failure::{Cause, Failure, Phase};
 use crate::host_keys::HostKeyPolicy;
 use crate::milestones::{Milestone, Milestones};
 use crate::session::Visit;
+use crate::session::next_key::accepts_next_through;
 use crate::settings::Plan;
-use crate::settings::plan::{BastionPlan, TrustPlan};
+use crate::settings::plan::{BastionPlan, IdentityPlan, TrustPlan};
+use crate::ssh::{NextKey, find_next_key};
 
 /// What is to be found out of a bastion.
 pub(super) fn check(plan: &Plan, selection: &Selection, bastion: &Arc<BastionPlan>) -> Check {
@@ -31,6 +33,9 @@ pub(super) fn check(plan: &Plan, selection: &Selection, bastion: &Arc<BastionPla
     ];
     let kinds = kinds.into_iter().filter(|kind| *kind != Kind::Name || is_looked_up);
     let mut stages: Vec<Stage> = kinds.map(|kind| Stage::new(kind, Outcome::Awaited)).collect();
+    if next_key(bastion).is_some() {
+        stages.push(Stage::new(Kind::NextKey, Outcome::Awaited));
+    }
     let is_used = selection.ways.iter().any(|way| way.bastion == bastion.name)
         || selection.bastions.iter().any(|other| other.jump.as_ref() == Some(&bastion.name));
     if !is_used {
@@ -67,6 +72,7 @@ pub(super) async fn examine(
     };
     match visited.await {
         Ok(visit) => {
+            show_next_key(&plan, outer.as_deref(), record).await;
             let visit = Mutex::new(Arc::new(visit));
             Some(Arc::new(Arrived { plan, outer, visit, turn: Arc::default() }))
         }
@@ -82,6 +88,32 @@ pub(super) async fn examine(
             None
         }
     }
+}
+
+/// The key that is to take the place of the one in use, if there is one.
+fn next_key(plan: &BastionPlan) -> Option<NextKey> {
+    match &plan.identity {
+        IdentityPlan::Own { path, .. } => find_next_key(path).ok().flatten(),
+        IdentityPlan::Files(_) | IdentityPlan::Agent => None,
+    }
+}
+
+/// Says whether the bastion accepts the next key; that it does not yet is nothing to be mended.
+async fn show_next_key(plan: &BastionPlan, outer: Option<&Arrived>, record: &Record) {
+    if next_key(plan).is_none() {
+        return record.pass(Kind::NextKey, "it has taken its place just now");
+    }
+    let _turn = match outer {
+        Some(outer) => Some(outer.turn.lock().await),
+        None => None,
+    };
+    let visit = outer.map(Arrived::visit);
+    let text = match accepts_next_through(plan, visit.as_deref()).await {
+        Ok(true) => "accepted: a running daemon changes over within minutes".to_owned(),
+        Ok(false) => format!("not accepted yet: `tunnelkeeper keygen {} --next` prints its line", plan.name),
+        Err(failure) => format!("not asked: {}", failure.detail()),
+    };
+    record.pass(Kind::NextKey, &text);
 }
 
 /// The first address of a name, once it is known.

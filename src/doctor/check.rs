@@ -29,6 +29,8 @@ pub enum Kind {
     Login,
     /// And answers.
     Ping,
+    /// It accepts the key that is to take the place of the one in use.
+    NextKey,
     /// The login to the database can be had.
     Credentials,
     /// The bastion allows the forward.
@@ -56,6 +58,7 @@ impl Kind {
             Self::HostKey => "host key",
             Self::Login | Self::DatabaseLogin => "login",
             Self::Ping => "ping",
+            Self::NextKey => "next key",
             Self::Credentials => "credentials",
             Self::Forwarding => "forwarding",
             Self::Reach => "reach",
@@ -76,6 +79,7 @@ impl Kind {
             Self::HostKey => "host_key",
             Self::Login => "auth",
             Self::Ping => "ping",
+            Self::NextKey => "next_key",
             Self::Credentials => "credentials",
             Self::Forwarding => "forwarding",
             Self::Reach => "reach",

@@ -28,13 +28,16 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
                       form-action 'none'; frame-ancestors 'none'; base-uri 'none'; \
                       require-trusted-types-for 'script'; trusted-types 'none'";
 
-pub(super) struct Routes {
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) board: Arc<Board>,
+/// What there is to answer with, and for whom.
+pub struct Routes {
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// For everything else.
+    pub board: Arc<Board>,
     /// We listen on loopback only.
-    pub(super) loopback: bool,
+    pub loopback: bool,
     /// Status and page are served on other addresses too.
-    pub(super) allow_remote_status: Arc<AtomicBool>,
+    pub allow_remote_status: Arc<AtomicBool>,
 }
 
 struct Answer {

@@ -24,6 +24,7 @@ pub(super) struct Families {
     round_trip: HistogramVec,
     unanswered: GaugeVec,
     certificate_expiry: GaugeVec,
+    session_cut: GaugeVec,
 }
 
 impl Families {
@@ -88,6 +89,11 @@ impl Families {
                 "When the user certificate for the bastion expires; absent without one that does.",
                 bastion,
             )?,
+            session_cut: registrar.gauge(
+                "session_cut_seconds",
+                "How long idle, or how old, sessions are when they are cut again and again; absent unless they are.",
+                &["bastion", "after"],
+            )?,
         })
     }
 
@@ -108,9 +114,17 @@ impl Families {
             set_if_known(&self.unanswered, labels, worst.map(f64::from));
             let expires = bastion.certificate.as_ref().map(|certificate| certificate.expires.seconds());
             set_if_known(&self.certificate_expiry, labels, expires);
+            for after in CUT_AFTER {
+                let cut = bastion.session_cut.as_ref().filter(|cut| cut.after == after);
+                let seconds = cut.map(|cut| cut.seconds as f64);
+                set_if_known(&self.session_cut, &[&bastion.name, after], seconds);
+            }
         }
     }
 }
+
+/// What the time is counted from after which sessions are cut.
+const CUT_AFTER: [&str; 3] = ["idle", "age", "client_alive"];
 
 /// The handles of one bastion.
 pub struct BastionMetrics {
@@ -149,6 +163,9 @@ impl BastionMetrics {
         ledger
             .observed(&[&families.up, &families.up_since, &families.sessions, &families.unanswered], &[name]);
         ledger.observed(&[&families.certificate_expiry], &[name]);
+        for after in CUT_AFTER {
+            ledger.observed(&[&families.session_cut], &[name, after]);
+        }
         ledger.raised(&[&families.uptime, &families.stalled], &[name]);
         Self {
             name: bastion.clone(),

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 use super::*;
 use crate::failure::Cause;
 use crate::pgwire::ErrorClass;
-use crate::snapshot::{Bastion, Configuration, Daemon, Database, Probe, Session};
+use crate::snapshot::{Bastion, Configuration, Cut, Daemon, Database, Probe, Session};
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
@@ -37,7 +37,9 @@ fn snapshot(up: bool) -> Snapshot {
             next_attempt: None,
             last_failure: None,
             public_key: None,
+            next_key: None,
             certificate: None,
+            session_cut: None,
             sessions: vec![Session {
                 id: 1,
                 state: "established".into(),
@@ -243,6 +245,31 @@ fn what_was_never_up_has_its_counters_of_seconds() {
     ] {
         assert_eq!(value(&text, series), 0.0, "{series}");
     }
+}
+
+#[test]
+fn what_cuts_sessions_is_known_only_while_it_does() {
+    let metrics = Metrics::new().unwrap();
+    let bastion = metrics.bastion(&name("prod"));
+    let mut snapshot = snapshot(true);
+    let mut cuts = |after: Option<&str>| {
+        snapshot.bastions[0].session_cut = after.map(|after| Cut {
+            after: after.to_owned(),
+            seconds: 61,
+            at_most: false,
+            losses: 3,
+            detail: String::new(),
+            hint: String::new(),
+        });
+        let text = metrics.exposition(&snapshot).unwrap();
+        let lines = text.lines().filter(|line| line.starts_with("tunnelkeeper_session_cut_seconds{"));
+        lines.map(|line| line.split_once('{').unwrap().1.to_owned()).collect::<Vec<_>>()
+    };
+    assert!(cuts(None).is_empty());
+    assert_eq!(cuts(Some("idle")), ["after=\"idle\",bastion=\"prod\"} 61"]);
+    assert_eq!(cuts(Some("age")), ["after=\"age\",bastion=\"prod\"} 61"]);
+    drop(bastion);
+    assert!(cuts(Some("age")).is_empty(), "it stays when its bastion has gone");
 }
 
 #[test]

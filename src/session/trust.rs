@@ -52,7 +52,7 @@ pub fn read_files(plan: &KnownHostsPlan) -> Result<KnownHosts, Failure> {
                 let failure = Failure::new(Cause::HostKeyUnreadable, text);
                 return Err(match error.kind() {
                     io::ErrorKind::NotFound => failure.with_hint("make the file, or correct `known_hosts`"),
-                    _ => failure,
+                    _ => failure.from_system(&error),
                 });
             }
         };
@@ -171,17 +171,24 @@ pub(super) async fn renew(
 /// # Errors
 /// Those of any hop.
 pub async fn fetch(plan: &BastionPlan, jumps: &[Arc<BastionPlan>]) -> Result<Vec<HostKey>, Failure> {
+    let outer = pass(jumps).await?;
+    ssh::look_at_host_keys(plan, outer.as_deref().map(Visit::connection)).await
+}
+
+/// Logs in to jumps, one through the other, and learns nothing of them. Returns the innermost.
+pub(super) async fn pass(jumps: &[Arc<BastionPlan>]) -> Result<Option<Arc<Visit>>, Failure> {
     let mut outer: Option<Arc<Visit>> = None;
     for jump in jumps {
         let jump = &Arc::new(as_known(jump));
         let visit = Visit::make(jump, outer, &Milestones::default()).await;
         outer = Some(Arc::new(visit.map_err(|failure| failure.at(&place(jump)))?));
     }
-    ssh::look_at_host_keys(plan, outer.as_deref().map(Visit::connection)).await
+    Ok(outer)
 }
 
-/// The plan of a jump of which nothing is learnt: whoever confirms one key has not been asked about another.
-fn as_known(plan: &BastionPlan) -> BastionPlan {
+/// A plan by which nothing is learnt: whoever confirms one key, or asks about another matter, has not been asked about
+/// this one.
+pub(super) fn as_known(plan: &BastionPlan) -> BastionPlan {
     let mut plan = plan.clone();
     if let TrustPlan::Files(known_hosts) = &mut plan.trust {
         known_hosts.policy = HostKeyPolicy::Strict;
@@ -214,7 +221,7 @@ pub fn store(
                 "let the daemon's user write to daemon.state_dir, and run `tunnelkeeper trust` as that user or root"
             }
         };
-        Failure::new(Cause::HostKeyUnreadable, text).with_hint(hint)
+        Failure::new(Cause::HostKeyUnreadable, text).with_hint(hint).from_system(&error)
     };
     let dir = own.parent().unwrap_or(Path::new("."));
     files::make_dir(dir).map_err(cannot)?;

@@ -10,6 +10,7 @@ use super::identities::{fetch_password, load_identities};
 use super::{Parts, trust};
 use crate::clock::now;
 use crate::failure::{Cause, Failure};
+use crate::idle_cut::pauses::LastPause;
 use crate::ids::Name;
 use crate::keepalive::SUSPECT_AFTER;
 use crate::metrics::BastionMetrics;
@@ -129,6 +130,12 @@ impl Way {
         let (hop, failure) = self.ended()?;
         hop.metrics.lost(failure.cause);
         Some((hop.plan.name.clone(), failure.at(&place(&hop.plan))))
+    }
+
+    /// How the connection to a jump paused last.
+    pub(super) fn last_pause(&self, jump: &Name) -> Option<LastPause> {
+        let jump = self.0.iter().find(|known| known.hop.plan.name == *jump)?;
+        Some(jump.connection.gate().last_pause())
     }
 
     /// Finds out which hop it was that failed when `next` was not reached (none = the bastion itself): that one, or a

@@ -72,7 +72,7 @@ impl Agent {
             Ok(Ok(stream)) => Ok(Self { stream, socket }),
             Ok(Err(error)) => {
                 let text = format!("the agent at {} cannot be reached: {}", socket.display(), plain(&error));
-                Err(Failure::new(Cause::AuthAgent, text))
+                Err(Failure::new(Cause::AuthAgent, text).from_system(&error))
             }
             Err(_) => Err(silent(&socket.display().to_string())),
         }

@@ -58,7 +58,9 @@ pub(super) fn read(path: &Path) -> Result<Option<Certificate>, Failure> {
     let bytes = match files::read(path, MAX_FILE) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(&format!("cannot be read: {}", plain(&error)))),
+        Err(error) => {
+            return Err(unreadable(&format!("cannot be read: {}", plain(&error))).from_system(&error));
+        }
     };
     let text = String::from_utf8_lossy(&bytes);
     let blob = text.split_ascii_whitespace().nth(1).and_then(|word| BASE64.decode(word.as_bytes()).ok());

@@ -176,6 +176,9 @@ async fn shake_hands<S: Socket + Send + 'static>(
             let greeting = transport::lock(&greeting);
             Err(if greeting.is_complete() {
                 Failure::new(Cause::KexTimeout, format!("{bastion} did not finish the key exchange in time"))
+            } else if greeting.is_begun() {
+                let text = format!("{bastion} began to greet, and did not come to an end in time");
+                Failure::new(Cause::BannerTimeout, text)
             } else if greeting.is_heard() {
                 greeting.failure(bastion)
             } else {
@@ -281,7 +284,11 @@ fn tcp_failure(bastion: &HostPort, errors: &[(SocketAddr, io::Error)]) -> Failur
     });
     let mut detail = format!("cannot connect to {bastion}");
     append_errors(&mut detail, bastion, errors);
-    Failure::new(cause, detail)
+    let failure = Failure::new(cause, detail);
+    match errors.first() {
+        Some((_, error)) => failure.from_system(error),
+        None => failure,
+    }
 }
 
 /// The address is named only where the host's name does not say it already.
@@ -349,7 +356,7 @@ fn greeting_failure(bastion: &HostPort, greeting: &Greeting, error: &HandlerErro
     match error {
         HandlerError::Ssh(russh::Error::IO(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
             let failure = greeting.failure(bastion);
-            if failure.cause == Cause::BannerClosed {
+            if !greeting.is_heard() {
                 return Failure::new(
                     Cause::BannerClosed,
                     format!("{bastion} reset the connection without a word"),

@@ -9,12 +9,13 @@
 //! sessions together is used up, so that a client that does not read harms no other until then.
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::clock::now;
+use crate::idle_cut::pauses::{LastPause, Pauses};
 use crate::state::SessionLoad;
 
 /// The backlog at which the gate of a session with one client shuts, in bytes.
@@ -93,9 +94,7 @@ impl BufferMemory {
 pub struct Gate {
     memory: Arc<BufferMemory>,
     load: Arc<SessionLoad>,
-    born: Instant,
-    /// Microseconds from `born` to the last received byte.
-    received: AtomicU64,
+    pauses: Mutex<Pauses>,
     condemned: AtomicBool,
     waiting: Mutex<Waiting>,
 }
@@ -117,8 +116,7 @@ impl Gate {
         let gate = Arc::new(Self {
             memory: Arc::clone(memory),
             load,
-            born: now().instant,
-            received: AtomicU64::new(0),
+            pauses: Mutex::new(Pauses::new(now().instant)),
             condemned: AtomicBool::new(false),
             waiting: Mutex::default(),
         });
@@ -181,14 +179,34 @@ impl Gate {
 
     /// When a byte was received last; at first, when the session began.
     pub fn received(&self) -> Instant {
-        self.born + Duration::from_micros(self.received.load(Ordering::Acquire))
+        lock(&self.pauses).heard()
     }
 
     pub(super) fn note_received(&self) {
         // For every block that is read, so it does not ask for the time of day as well.
         let now = tokio::time::Instant::now().into_std();
-        let micros = now.saturating_duration_since(self.born).as_micros();
-        self.received.store(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::Release);
+        let mut pauses = lock(&self.pauses);
+        let before = pauses.survived();
+        pauses.received(now);
+        if pauses.survived() > before {
+            let micros = u64::try_from(pauses.survived().as_micros()).unwrap_or(u64::MAX);
+            self.load.longest_pause_micros.store(micros, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn note_sent(&self) {
+        lock(&self.pauses).sent(tokio::time::Instant::now().into_std());
+    }
+
+    /// The other side has ended the connection, or it broke.
+    pub(super) fn note_end(&self) {
+        lock(&self.pauses).end(now().instant);
+    }
+
+    /// How the connection paused last.
+    #[must_use]
+    pub fn last_pause(&self) -> LastPause {
+        lock(&self.pauses).last(now().instant)
     }
 
     /// Since when the gate has been shut while clients share the session.
@@ -286,6 +304,8 @@ impl Drop for Gate {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn gate(memory: &Arc<BufferMemory>, clients: usize) -> Arc<Gate> {

@@ -5,6 +5,9 @@ use crate::failure::{Cause, Failure, one_line};
 use crate::ids::HostPort;
 use crate::milestones::{Milestone, Milestones};
 
+/// RFC 4253 section 5.1: 1.99 is a server that speaks 2.0 and older.
+const ANNOUNCEMENTS: [&[u8]; 2] = [b"SSH-2.0-", b"SSH-1.99-"];
+
 /// Watches the first bytes of a connection. Memory is bounded by [`Greeting::MAX`].
 #[derive(Debug, Default)]
 pub(super) struct Greeting {
@@ -18,6 +21,9 @@ impl Greeting {
     /// More than the 20 lines of 255 bytes that russh accepts.
     const MAX: usize = 8 << 10;
 
+    /// The longest line that announces SSH (RFC 4253 section 4.2).
+    const MAX_LINE: usize = 255;
+
     pub(super) fn new(milestones: Milestones) -> Self {
         Self { milestones, ..Self::default() }
     }
@@ -28,8 +34,7 @@ impl Greeting {
         }
         self.text.extend(bytes.iter().take(Self::MAX - self.text.len()));
         let mut lines = self.text.split_inclusive(|byte| *byte == b'\n');
-        // RFC 4253 section 5.1: 1.99 is a server that speaks 2.0 and older.
-        let announces = |line: &[u8]| line.starts_with(b"SSH-2.0-") || line.starts_with(b"SSH-1.99-");
+        let announces = |line: &[u8]| ANNOUNCEMENTS.iter().any(|words| line.starts_with(words));
         if let Some(line) = lines.find(|line| announces(line) && line.ends_with(b"\n")) {
             self.milestones.tell(|| Milestone::Greeted(String::from_utf8_lossy(line).into_owned()));
             self.complete = true;
@@ -47,6 +52,13 @@ impl Greeting {
         self.complete || !self.text.is_empty()
     }
 
+    /// The server has begun to greet as an SSH server does.
+    pub(super) fn is_begun(&self) -> bool {
+        let line = self.text.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        let begins = |words: &[u8]| line.starts_with(words) || words.starts_with(line);
+        !line.is_empty() && line.len() < Self::MAX_LINE && ANNOUNCEMENTS.into_iter().any(begins)
+    }
+
     /// Why there was no greeting, when the connection has ended without one.
     pub(super) fn failure(&self, bastion: &HostPort) -> Failure {
         let text = one_line(&String::from_utf8_lossy(&self.text), 120);
@@ -54,6 +66,10 @@ impl Greeting {
             Failure::new(Cause::BannerBusy, format!("sshd at {bastion} says \"{text}\"")).with_hint(*hint)
         } else if self.text.is_empty() {
             Failure::new(Cause::BannerClosed, format!("{bastion} closed the connection without a word"))
+        } else if self.is_begun() {
+            let text =
+                format!("{bastion} said \"{text}\", and closed the connection before its greeting was whole");
+            Failure::new(Cause::BannerClosed, text)
         } else if let Some(other) = recognise(&self.text) {
             let text = format!("{other} answers at {bastion}, and no SSH server: \"{text}\"");
             Failure::new(Cause::BannerNotSsh, text)
@@ -119,6 +135,10 @@ mod tests {
             (b"Not allowed at this time\r\n", Cause::BannerBusy),
             (b"HTTP/1.1 400 Bad Request\r\n\r\n", Cause::BannerNotSsh),
             (b"\0\xff\x03", Cause::BannerNotSsh),
+            (b"SSH-1.5-old", Cause::BannerNotSsh),
+            (b"SSH-2.0-old\r", Cause::BannerClosed),
+            (b"welcome\r\nSSH-", Cause::BannerClosed),
+            (&[&b"SSH-2.0-"[..], &[b'x'; 300]].concat(), Cause::BannerNotSsh),
         ] {
             assert_eq!(greeting(&[text]).failure(&HostPort::new("b", 22)).cause, cause, "{text:?}");
         }

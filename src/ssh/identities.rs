@@ -15,6 +15,7 @@ use russh::keys::{Certificate, HashAlg, PrivateKey, PublicKey};
 use super::agent::{HeldKey, Shown};
 use super::certificate;
 use super::keys::{self, Unusable, generate_key};
+use super::next_key::{next_key_path, old_key_path};
 use crate::failure::{Cause, Failure, plain};
 use crate::files::{Existing, Placed};
 use crate::secret::Secret;
@@ -183,10 +184,23 @@ impl<'a> Collection<'a> {
         passphrase: Option<&Secret>,
     ) -> Result<Option<(String, Placed)>, Failure> {
         let name = &self.plan.name;
+        // Whoever has taken the key away has not taken the next one, nor the one before: a new one would be of no use.
+        let others = [next_key_path(path), old_key_path(path)];
+        let others: Vec<PathBuf> = others.into_iter().filter(|other| other.exists()).collect();
         let made = match path.exists() {
-            true => Placed::Kept,
+            true => {
+                self.add_file(path, passphrase);
+                Placed::Kept
+            }
+            false if !others.is_empty() => {
+                others.iter().for_each(|other| self.add_file(other, passphrase));
+                Placed::Kept
+            }
             false if generate => {
-                generate_key(path, name, Existing::Keep).map_err(|error| cannot_make(path, &error))?
+                let made = generate_key(path, name, Existing::Keep);
+                let made = made.map_err(|error| cannot_make(path, &error))?;
+                self.add_file(path, passphrase);
+                made
             }
             false if self.plan.password.is_some() => return Ok(None),
             false => {
@@ -194,7 +208,6 @@ impl<'a> Collection<'a> {
                 return Err(Failure::new(Cause::AuthNoIdentity, text));
             }
         };
-        self.add_file(path, passphrase);
         let public = self.keys.first().and_then(|identity| match &identity.shown {
             Shown::Key(key) => key.to_openssh().ok(),
             Shown::Certificate(_) => None,
@@ -316,6 +329,7 @@ fn cannot_make(path: &Path, error: &io::Error) -> Failure {
     .with_hint(
         "let the daemon's user write to daemon.state_dir, or name an existing private key with `identity`",
     )
+    .from_system(error)
 }
 
 fn for_another_key(path: &Path, certificate: &Certificate) -> Failure {

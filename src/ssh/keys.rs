@@ -15,7 +15,7 @@ use crate::ids::Name;
 use crate::secret::Secret;
 
 /// Larger than any private key.
-const MAX_KEY_FILE: usize = 64 << 10;
+pub(super) const MAX_KEY_FILE: usize = 64 << 10;
 
 /// A key file that cannot be logged in with as it is.
 pub(super) struct Unusable {
@@ -74,7 +74,7 @@ fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
             io::ErrorKind::PermissionDenied => failure.with_hint(
                 "give the file to the daemon's user (chown), and let it enter the directories on the way",
             ),
-            _ => failure,
+            _ => failure.from_system(&error),
         }
     };
     // What is looked at is what is read, whatever becomes of the path meanwhile.
@@ -195,7 +195,7 @@ pub fn restore_public_key(path: &Path, public: &str) -> io::Result<()> {
 }
 
 /// `KEY.pub`.
-fn public_path(path: &Path) -> PathBuf {
+pub(super) fn public_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".pub");
     name.into()

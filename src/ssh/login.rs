@@ -45,29 +45,65 @@ impl Connected {
     ) -> Result<Connection, Failure> {
         match self.attempt(user, identities, password, deadline).await {
             Ok(certificate) => Ok(Connection::new(self, certificate)),
-            Err(failure) => {
-                // What russh reports as a rejection may be the end of the connection; the bastion's last words,
-                // where there are some, explain it better than we can.
-                if self.handle.is_closed() {
-                    let _ = timeout(LAST_WORDS, self.obituary.wait()).await;
-                }
-                let last_words = self.obituary.read();
-                Err(match last_words {
-                    Some(end) => explain_end(failure, &end),
-                    None => failure,
-                })
-            }
+            Err(failure) => Err(self.explain(failure).await),
         }
     }
 
-    async fn attempt(
-        &mut self,
+    /// Whether the bastion accepts the signature of one of these, alone or as one step of several. Nothing is opened, and
+    /// the connection is closed.
+    ///
+    /// # Errors
+    /// `auth` failures other than a rejection.
+    pub async fn accepts(
+        mut self,
         user: &str,
         identities: &Identities,
-        password: Option<FetchPassword<'_>>,
         deadline: Instant,
-    ) -> Result<Option<CertificateTerm>, Failure> {
-        let mut login = Login {
+    ) -> Result<bool, Failure> {
+        let outcome = {
+            let mut login = self.begin(user, identities, None);
+            match timeout_at(deadline, login.show_all()).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(login.overdue()),
+            }
+        };
+        match outcome {
+            // russh has no other word for the end of a connection.
+            Ok(false) if self.handle.is_closed() => {
+                let text = format!("{} ended the login of \"{user}\"", self.bastion);
+                // Where MaxAuthTries is 1, a no is the end.
+                match self.explain(Failure::new(Cause::AuthClosed, text)).await {
+                    failure if failure.cause == Cause::AuthTooManyFailures => Ok(false),
+                    failure => Err(failure),
+                }
+            }
+            Ok(accepted) => {
+                Connection::new(self, None).close().await;
+                Ok(accepted)
+            }
+            Err(failure) => Err(self.explain(failure).await),
+        }
+    }
+
+    /// What russh reports as a rejection may be the end of the connection; the bastion's last words, where there are
+    /// some, explain it better than we can.
+    async fn explain(&self, failure: Failure) -> Failure {
+        if self.handle.is_closed() {
+            let _ = timeout(LAST_WORDS, self.obituary.wait()).await;
+        }
+        match self.obituary.read() {
+            Some(end) => explain_end(failure, &end),
+            None => failure,
+        }
+    }
+
+    fn begin<'a>(
+        &'a mut self,
+        user: &'a str,
+        identities: &'a Identities,
+        password: Option<FetchPassword<'a>>,
+    ) -> Login<'a> {
+        Login {
             tally: Tally::new(&identities.setbacks, password.is_some()),
             handle: &mut self.handle,
             bastion: &self.bastion,
@@ -80,7 +116,17 @@ impl Connected {
             wants_sha1: false,
             awaited: Awaited::Bastion,
             milestones: &self.milestones,
-        };
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        user: &str,
+        identities: &Identities,
+        password: Option<FetchPassword<'_>>,
+        deadline: Instant,
+    ) -> Result<Option<CertificateTerm>, Failure> {
+        let mut login = self.begin(user, identities, password);
         match timeout_at(deadline, login.run()).await {
             Ok(outcome) => outcome,
             Err(_) => Err(login.overdue()),
@@ -166,6 +212,18 @@ impl Login<'_> {
                 return Err(self.tally.verdict(self.bastion, self.user, &methods));
             };
         }
+    }
+
+    /// Shows each identity until one is accepted.
+    async fn show_all(&mut self) -> Result<bool, Failure> {
+        let identities = self.identities;
+        for identity in &identities.list {
+            let methods = MethodSet::from(&[MethodKind::PublicKey][..]);
+            if matches!(self.show(identity, methods).await?, Answer::Accepted) || self.tally.accepted() > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn ask_what_it_accepts(&mut self) -> Result<Answer, Failure> {

@@ -71,7 +71,9 @@ impl<S: Socket> Transport<S> {
     /// Writes what is kept. Pending means that some is left; the task is woken when the kernel takes more.
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
-            let sent = ready!(Pin::new(&mut self.socket).poll_write(context, &self.unsent))?;
+            let sent = ready!(Pin::new(&mut self.socket).poll_write(context, &self.unsent));
+            let sent = self.noting_end(sent)?;
+            self.gate.note_sent();
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -82,8 +84,11 @@ impl<S: Socket> Transport<S> {
 
     fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.received.reserve(READ_BLOCK);
-        let read = ready!(poll_read_buf(Pin::new(&mut self.socket), context, &mut self.received))?;
-        if read > 0 {
+        let read = ready!(poll_read_buf(Pin::new(&mut self.socket), context, &mut self.received));
+        let read = self.noting_end(read)?;
+        if read == 0 {
+            self.gate.note_end();
+        } else {
             self.gate.note_received();
             self.watch_greeting();
         }
@@ -91,6 +96,10 @@ impl<S: Socket> Transport<S> {
             self.socket.acknowledge();
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn noting_end<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|_| self.gate.note_end())
     }
 
     fn watch_greeting(&mut self) {
@@ -143,7 +152,9 @@ impl<S: Socket> AsyncWrite for Transport<S> {
         let this = &mut *self;
         this.check()?;
         if this.poll_send(context)?.is_ready() {
-            if let Poll::Ready(sent) = Pin::new(&mut this.socket).poll_write(context, bytes)? {
+            if let Poll::Ready(sent) = Pin::new(&mut this.socket).poll_write(context, bytes) {
+                let sent = this.noting_end(sent)?;
+                this.gate.note_sent();
                 return Poll::Ready(Ok(sent));
             }
         } else if this.unsent.len() >= WRITE_BUFFER {

@@ -13,6 +13,7 @@ use crate::board::Board;
 use crate::dial::{Dial, Ways};
 use crate::ids::Name;
 use crate::metrics::BastionMetrics;
+use crate::rotation::{self, Rotation};
 use crate::session::Hop;
 use crate::settings::plan::{BastionPlan, DatabasePlan, Plan};
 use crate::state::TunnelState;
@@ -25,6 +26,7 @@ pub(super) struct RunningBastion {
     /// Those that it is reached through, outermost first.
     jumps: Vec<Arc<BastionPlan>>,
     part: Part,
+    rotation: Rotation,
 }
 
 /// What a bastion is for.
@@ -39,22 +41,26 @@ enum Part {
     },
 }
 
+impl Part {
+    fn state(&self) -> watch::Receiver<Arc<TunnelState>> {
+        match self {
+            Self::Tunnel(tunnel) => tunnel.state(),
+            Self::Jump { state, .. } => state.clone(),
+        }
+    }
+}
+
 impl RunningBastion {
     pub(super) fn dial_now(&self) {
         if let Part::Tunnel(tunnel) = &self.part {
             tunnel.dial_now();
         }
-    }
-
-    fn state(&self) -> watch::Receiver<Arc<TunnelState>> {
-        match &self.part {
-            Part::Tunnel(tunnel) => tunnel.state(),
-            Part::Jump { state, .. } => state.clone(),
-        }
+        self.rotation.ask_now();
     }
 
     /// Ends it once it has no clients any more.
     fn leave(&self) {
+        self.rotation.leave();
         match &self.part {
             Part::Tunnel(tunnel) => tunnel.leave(),
             Part::Jump { stop, .. } => stop.cancel(),
@@ -82,29 +88,34 @@ impl Supervisor {
         };
         let hops: Arc<[Hop]> = jumps.iter().map(hop).collect();
         let metrics = self.parts.bastion_metrics(bastion);
-        let part = match self.bastions.remove(&bastion.name) {
+        let rotated = rotation::Parts { plan: Arc::clone(bastion), jumps: jumps.clone() };
+        let (part, rotation) = match self.bastions.remove(&bastion.name) {
             Some(before) if matches!(before.part, Part::Jump { .. }) == is_jump => {
                 if before.plan != *bastion || before.jumps != jumps {
                     info!(bastion = %bastion.name, "the bastion's configuration has changed");
                     if let Part::Tunnel(tunnel) = &before.part {
                         tunnel.change(Arc::clone(bastion), hops);
                     }
+                    before.rotation.change(rotated);
                 }
-                before.part
+                (before.part, before.rotation)
             }
             before => {
                 if let Some(before) = before {
                     before.leave();
                 }
-                if is_jump {
+                let part = if is_jump {
                     self.start_jump(bastion, &metrics)
                 } else {
                     Part::Tunnel(self.start_tunnel(bastion, hops, &metrics))
-                }
+                };
+                let rotation = self.start_rotation(rotated, part.state());
+                (part, rotation)
             }
         };
-        let running = RunningBastion { plan: Arc::clone(bastion), jumps, part };
-        self.parts.board.put_tunnel(Arc::clone(bastion), running.state());
+        let running = RunningBastion { plan: Arc::clone(bastion), jumps, part, rotation };
+        let (state, next_key) = (running.part.state(), running.rotation.waiting());
+        self.parts.board.put_tunnel(Arc::clone(bastion), state, next_key);
         self.bastions.insert(bastion.name.clone(), running);
     }
 
@@ -154,6 +165,17 @@ impl Supervisor {
         let (board, name) = (Arc::clone(&self.parts.board), plan.name.clone());
         self.others.spawn(live(life, board, name, tunnel.state(), Arc::clone(metrics)));
         tunnel
+    }
+
+    fn start_rotation(
+        &mut self,
+        parts: rotation::Parts,
+        tunnel: watch::Receiver<Arc<TunnelState>>,
+    ) -> Rotation {
+        let name = format!("rotation {}", parts.plan.name);
+        let (rotation, unit) = rotation::new(parts, tunnel, self.stop.child_token());
+        self.others.spawn(keep(name, unit));
+        rotation
     }
 
     fn start_jump(&mut self, plan: &Arc<BastionPlan>, metrics: &Arc<BastionMetrics>) -> Part {

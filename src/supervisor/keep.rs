@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use tracing::error;
 
 use crate::tunnel::Tunnel;
-use crate::{forward, probe, tunnel};
+use crate::{forward, probe, rotation, tunnel};
 
 /// How long a unit that broke stays down.
 const START_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -25,6 +25,12 @@ impl Unit for tunnel::Unit {
 }
 
 impl Unit for tunnel::jump::Unit {
+    async fn run(&self) {
+        Self::run(self).await;
+    }
+}
+
+impl Unit for rotation::Unit {
     async fn run(&self) {
         Self::run(self).await;
     }

@@ -153,6 +153,11 @@ impl Known {
             self.certificate.note(newest.certificate.clone());
         }
         let current = || behind.iter().filter(|said| !said.former);
+        let cuts = current().filter_map(|said| Some((&said.bastion, said.tunnel.cuts.get(bastion)?)));
+        if let Some((behind, cut)) = cuts.max_by_key(|(_, cut)| cut.losses) {
+            state.cuts.insert(bastion.clone(), *cut);
+            state.pinged_by = Some(behind.clone());
+        }
         let troubles = current().filter_map(|said| Some((&said.tunnel, said.tunnel.jumps.get(bastion)?)));
         let own = troubles.max_by_key(|(_, trouble)| trouble.incident.last.instant);
         if let Some((tunnel, trouble)) = own {

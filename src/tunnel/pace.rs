@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use crate::backoff::Bounds;
-use crate::failure::Cause;
+use crate::failure::Failure;
 use crate::retry::{Next, Retry};
 
 pub(super) struct Pace {
@@ -37,8 +37,8 @@ impl Pace {
     }
 
     /// Takes note of a failure, and sets the time of the next dial.
-    pub(super) fn after(&mut self, cause: Cause) -> Next {
-        let (now, next) = (Instant::now(), self.retry.after(cause, rand::random()));
+    pub(super) fn after(&mut self, failure: &Failure) -> Next {
+        let (now, next) = (Instant::now(), self.retry.after(failure, rand::random()));
         (self.not_before, self.awaited, self.refusing) =
             (now + next.after, now + next.awaited, next.refusing);
         next

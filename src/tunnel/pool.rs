@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use super::certificate::Certificate;
+use super::cuts::Cuts;
 use super::files::Files;
 use super::offer::{Offer, Place, Terms, candidate};
 use super::pace::Pace;
@@ -89,6 +90,7 @@ pub(super) struct Pool {
     grow: bool,
     files: Files,
     certificate: Certificate,
+    cuts: Cuts,
     state: TunnelState,
     /// The state differs from the published one.
     dirty: bool,
@@ -124,6 +126,7 @@ impl Pool {
             grow: false,
             files,
             certificate: Certificate::default(),
+            cuts: Cuts::default(),
             state,
             dirty: true,
             warned: None,
@@ -213,6 +216,7 @@ impl Pool {
         self.close_retired();
         let files_at = self.look_at_files();
         let certificate_at = self.look_at_certificate();
+        self.look_for_cuts();
         let dial_at = self.dial();
         self.announce(dial_at);
         self.offer();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -12,7 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::support::account::find;
 use crate::support::bastion::make_key;
 use crate::support::client::said;
-use crate::support::{Bastion, Daemon, Postgres, eventually};
+use crate::support::{Bastion, Daemon, Fault, Postgres, Relay, eventually};
 
 const RULE_FILES: [&str; 2] = ["recording.rules.yml", "alerts.rules.yml"];
 
@@ -250,7 +251,7 @@ fn matchers(after: &str) -> Vec<(&str, &str)> {
     matchers.flat_map(|(label, values)| values.split('|').map(move |value| (label, value))).collect()
 }
 
-/// What a daemon says that has a bastion with a certificate, and databases that were probed, one by a temporary login.
+/// What a daemon says that has a bastion with a certificate, one whose idle sessions are cut, and databases that were probed, one by a temporary login.
 fn exposition() -> String {
     let dir = tempfile::TempDir::with_prefix("authority-").unwrap();
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -263,7 +264,11 @@ fn exposition() -> String {
         let postgres = Postgres::shared();
         (postgres.section("analytics", "prod"), postgres.signed_section("signed", "prod"))
     };
-    let daemon = Daemon::start(&format!("{prod}{analytics}{signed}"));
+    let relay = Relay::before(bastion.port);
+    relay.set(Fault::CutIdle(Duration::from_millis(1500)));
+    let cut = format!("{}keepalive_interval = \"1m\"\n", bastion.section("cut", relay.port));
+    let idle = Postgres::shared().unprobed_section("idle", "cut");
+    let daemon = Daemon::start(&format!("{prod}{analytics}{signed}{cut}{idle}"));
     eventually("all is known of the bastion and the database", || {
         let text = daemon.get("/metrics").1;
         let known = [
@@ -271,6 +276,7 @@ fn exposition() -> String {
             "certificate_expiry_timestamp_seconds",
             "credential_expiry_timestamp_seconds",
             "probe_up",
+            "session_cut_seconds",
         ];
         known.iter().all(|name| text.contains(&format!("\ntunnelkeeper_{name}{{"))).then_some(text)
     })

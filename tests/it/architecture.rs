@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// The most lines a file may have.
 const MAX_LINES: usize = 500;
@@ -196,32 +195,5 @@ fn no_file_is_too_large_and_none_is_forgotten() {
             path.is_dir() || stem == "main" || main.contains(&format!("mod {stem};")),
             "{stem} is not run"
         );
-    }
-}
-
-#[test]
-fn one_crypto_provider_and_no_second_tls() {
-    // The lockfile also names what no build uses, so cargo is asked.
-    let tree = Command::new(env!("CARGO"))
-        .args([
-            "tree",
-            "--locked",
-            "--offline",
-            "--edges",
-            "normal,build",
-            "--prefix",
-            "none",
-            "--format",
-            "{p}",
-        ])
-        .args(["--manifest-path", &root().join("Cargo.toml").display().to_string()])
-        .output()
-        .unwrap();
-    assert!(tree.status.success(), "{tree:?}");
-    let tree = String::from_utf8(tree.stdout).unwrap();
-    let packages: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
-    assert!(packages.contains("aws-lc-rs") && packages.len() > 150, "{packages:?}");
-    for unwanted in ["ring", "openssl", "openssl-sys", "native-tls", "russh-keys", "anyhow"] {
-        assert!(!packages.contains(unwanted), "{unwanted} came in");
     }
 }

@@ -1,4 +1,5 @@
-//! Every cause of failure, proved: a daemon meets it, and its status names phase and reason, with a detail and a hint.
+//! Every cause of failure, proved: a daemon meets it, and its status names phase and reason, with a detail and a hint; and
+//! whatever `doctor` can meet too, it names by the same words.
 //!
 //! A case is a test together with the causes that it proves, so that the table at the end cannot name one that no test
 //! has seen. What other tests prove already is not proved again: the table names these, and looks whether they are there.
@@ -18,12 +19,14 @@ mod tcp;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Output;
 use std::time::Duration;
 
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tunnelkeeper::failure::Cause;
 
+use crate::support::daemon::run;
 use crate::support::postgres::TRUSTED;
 use crate::support::{Bastion, Daemon, Postgres, eventually};
 
@@ -70,9 +73,35 @@ enum At<'a> {
     Probe(&'a str),
 }
 
-/// The failure that a daemon's status shows. Every case of a bastion or a database looks here, so whatever else has to
-/// show the same failure is to be asked here.
+/// The failure that a daemon's status shows, and that `doctor` finds beside it. Every case of a bastion or a database
+/// looks here, but those of a moment that has passed.
 fn shown(daemon: &Daemon, at: &At<'_>) -> Value {
+    let failure = status_shows(daemon, at);
+    doctor_finds(&run(&daemon.config(), &["doctor", "--format", "json"]), at, &failure);
+    failure
+}
+
+/// That `doctor` comes to the same failure, and calls it the same.
+fn doctor_finds(output: &Output, at: &At<'_>, failure: &Value) {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (key, name) = match at {
+        At::Bastion(name) => ("bastion", name),
+        At::Probe(name) => ("database", name),
+    };
+    let checks = report["checks"].as_array().unwrap().iter().filter(|check| check[key] == *name);
+    let found: Vec<&Value> = checks
+        .flat_map(|check| check["stages"].as_array().unwrap())
+        .map(|stage| &stage["failure"])
+        .filter(|failure| failure.is_object())
+        .collect();
+    let same = |found: &&Value| ["phase", "reason"].iter().all(|key| found[*key] == failure[*key]);
+    assert!(found.len() == 1 && found.iter().all(same), "{failure} is not {found:?} in {report:#}");
+    assert!(!found[0]["hint"].as_str().unwrap().is_empty(), "{report:#}");
+}
+
+/// The failure that a daemon's status shows.
+fn status_shows(daemon: &Daemon, at: &At<'_>) -> Value {
     eventually("the status shows a failure", || {
         let failure = match at {
             At::Bastion(name) => daemon.bastion(name)["last_failure"].take(),

@@ -110,3 +110,29 @@ fn the_reference_names_every_key_with_its_default() {
     }
     assert!(checked >= 25, "{checked}");
 }
+
+/// The tests that a row of the threat model names, each with the file that it is in.
+fn named_tests(row: &str) -> Vec<(&str, &str)> {
+    let quoted = row.split('`').skip(1).step_by(2);
+    quoted.filter_map(|text| text.split_once(".rs: ")).collect()
+}
+
+#[test]
+fn the_threat_model_names_tests_that_exist() {
+    let text = fs::read_to_string(file("docs/threat-model.md")).unwrap();
+    let tables = text.split("shown by |\n").skip(1).map(|rest| rest.split("\n\n").next().unwrap());
+    let rows: Vec<&str> = tables.flat_map(|table| table.lines().skip(1)).collect();
+    assert!(rows.len() >= 35, "only {} rows were seen", rows.len());
+    for row in rows {
+        let tests = named_tests(row);
+        assert!(!tests.is_empty(), "nothing shows it: {row}");
+        for (path, test) in tests {
+            let code = fs::read_to_string(file(&format!("{path}.rs")))
+                .unwrap_or_else(|error| panic!("{path}.rs: {error}"));
+            let place =
+                code.find(&format!("fn {test}(")).unwrap_or_else(|| panic!("{path}.rs has no {test}"));
+            let attributes = code[..place].rsplit("\n\n").next().unwrap();
+            assert!(attributes.contains("test"), "{path}.rs: {test} is no test");
+        }
+    }
+}

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,7 +12,7 @@ use crate::certificates::Certified;
 use crate::support::client::{connect, job, run_psql};
 use crate::support::postgres::{PASSWORD, SCRAM};
 use crate::support::prometheus::Prometheus;
-use crate::support::{Daemon, Postgres, eventually, free_port, runtime};
+use crate::support::{Daemon, Fault, Postgres, Relay, eventually, free_port, runtime};
 
 /// Those that need no plugin, in all of Grafana 10 to 12.
 const BUILT_IN: [&str; 5] = ["heatmap", "stat", "state-timeline", "table", "timeseries"];
@@ -168,16 +169,20 @@ fn the_dashboards_lead_to_each_other() {
 
 /// The daemon, and what it has been through.
 struct Scene {
+    /// What the daemon exposed while its sessions were cut.
+    cut: String,
     daemon: Daemon,
     prometheus: Prometheus,
+    _relay: Relay,
     _certified: Certified,
 }
 
-/// A tunnel that drops and returns, another that never comes up, a database that the bastion does not reach, queries with and
+/// A tunnel that is cut at one age, drops and returns, another that never comes up, a database that the bastion does not reach, queries with and
 /// without encryption, an error, clients held, cut and turned away, and configurations refused and loaded; all of it seen by
 /// Prometheus.
 fn scene() -> Scene {
     let mut certified = Certified::start();
+    let relay = Relay::before(certified.bastion.port);
     let key = certified.key("key", &["-t", "ed25519"]);
     certified.sign(&key, certified.user(), "-1h:+365d");
     let identity = format!("identity = {:?}\nkeepalive_interval = \"1s\"\n", key.display().to_string());
@@ -187,12 +192,14 @@ fn scene() -> Scene {
         .section("unreached", "prod")
         .replace(&format!("port = {}\n", postgres.port), &format!("port = {}\n", free_port()));
     let config = format!(
-        "{}{}{}{probe}{unreached}{probe}{}hold = {{ timeout = \"0s\" }}\n",
-        certified.section(&identity),
+        "{}{}{}{}{probe}{unreached}{probe}{}hold = {{ timeout = \"0s\" }}\n",
+        certified.bastion.keyless_section("prod", relay.port),
+        identity,
         certified.bastion.section("gone", free_port()),
         postgres.section("analytics", "prod"),
         postgres.unprobed_section("lost", "gone"),
     );
+    relay.set(Fault::CutOld(Duration::from_secs(5)));
     let daemon = Daemon::start(&config);
     daemon.wait_up("prod");
     let target = daemon.url().trim_start_matches("http://").to_owned();
@@ -204,6 +211,10 @@ fn scene() -> Scene {
             (!prometheus.query(promql).as_array().unwrap().is_empty()).then_some(())
         });
     };
+    seen("tunnelkeeper_session_cut_seconds{bastion=\"prod\", after=\"age\"}");
+    // What is forgotten later.
+    let cut = daemon.get("/metrics").1;
+    relay.set(Fault::None);
     seen("tunnelkeeper_tunnel_up{bastion=\"prod\"} == 1");
 
     let (runtime, address) = (runtime(), daemon.address("analytics"));
@@ -215,7 +226,7 @@ fn scene() -> Scene {
     certified.bastion.kill();
     let held = runtime.spawn(job(address));
     seen("tunnelkeeper_clients_held{database=\"analytics\"} == 1");
-    seen("tunnelkeeper_session_failures_total{bastion=\"prod\", reason=\"refused\"} > 0");
+    seen("tunnelkeeper_session_failures_total{bastion=\"prod\", phase=\"banner\"} > 0");
     seen("tunnelkeeper_tunnel_up{bastion=\"prod\"} == 0");
     certified.bastion.start_again();
     runtime.block_on(held).unwrap();
@@ -228,7 +239,7 @@ fn scene() -> Scene {
     seen("tunnelkeeper_config_last_reload_successful == 1");
     seen("increase(tunnelkeeper_credential_mints_total{result=\"ok\"}[5m]) > 0");
     seen("tunnelkeeper_tunnel_up{bastion=\"prod\"} == 1");
-    Scene { daemon, prometheus, _certified: certified }
+    Scene { cut, daemon, prometheus, _relay: relay, _certified: certified }
 }
 
 /// As Grafana puts a value into a regular expression within a string.
@@ -297,7 +308,7 @@ fn fits(format: &Value, series: &[Value]) {
 fn every_question_of_a_dashboard_has_an_answer() {
     let scene = scene();
     let prometheus = &scene.prometheus;
-    every_series_is_shown(&scene.daemon.get("/metrics").1);
+    every_series_is_shown(&format!("{}{}", scene.cut, scene.daemon.get("/metrics").1));
     let (mut asked, mut drawn) = (0, 0);
     for dashboard in dashboards() {
         let chosen = choose(prometheus, &dashboard);

@@ -228,6 +228,35 @@ fn channels_that_the_bastion_opens_are_refused() {
 }
 
 #[test]
+fn a_bastion_is_asked_for_forwards_and_nothing_else() {
+    let bastion = Bastion::with("LogLevel DEBUG1");
+    let config = format!(
+        "{}keepalive_interval = \"1s\"\n{}",
+        bastion.section("prod", bastion.port),
+        Postgres::shared().section("analytics", "prod")
+    );
+    let daemon = Daemon::start(&config);
+    daemon.wait_up("prod");
+    assert_eq!(runtime().block_on(job(daemon.address("analytics"))), Job::Done);
+    // What sshd is asked for on a connection: channels, and what is about none.
+    let asked = |kind: &str| -> Vec<String> {
+        let log = bastion.log();
+        let words = log.lines().filter_map(|line| line.split_once(kind));
+        words.map(|(_, rest)| rest.split_ascii_whitespace().next().unwrap().to_owned()).collect()
+    };
+    let (channel, other) = ("server_input_channel_open: ctype ", "server_input_global_request: rtype ");
+    eventually("sshd is asked for channels, and pinged", || {
+        (!asked(channel).is_empty() && !asked(other).is_empty()).then_some(())
+    });
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    eventually("sshd hears the goodbye", || bastion.log().contains("Received disconnect").then_some(()));
+    assert!(asked(channel).iter().all(|kind| kind == "direct-tcpip"), "{:?}", asked(channel));
+    let requests = ["keepalive@openssh.com", "no-more-sessions@openssh.com"];
+    assert!(asked(other).iter().all(|kind| requests.contains(&kind.as_str())), "{:?}", asked(other));
+    assert!(!bastion.log().contains("server_input_channel_req"), "{}", bastion.log());
+}
+
+#[test]
 fn clients_that_speak_nonsense() {
     let bastion = Bastion::start();
     let down = "[bastions.gone]\nhost = \"127.0.0.1\"\nport = 1\nuser = \"u\"\n[databases.lost]\nbastion = \"gone\"\n\

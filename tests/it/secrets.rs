@@ -46,7 +46,12 @@ fn known_secrets_show_nowhere() {
     });
     let address = daemon.address("one");
     assert_eq!(runtime().block_on(job(address)), Job::Done);
-    assert_eq!(run_psql(address, &format!("user={SCRAM} password='{PASSWORD}'"), "SELECT 1").unwrap(), "1");
+    let query = "query-5e8d-text";
+    for tls in ["disable", "require"] {
+        let login = format!("user={SCRAM} password='{PASSWORD}' sslmode={tls}");
+        assert_eq!(run_psql(address, &login, &format!("SELECT '{query}'")).unwrap(), query);
+        assert!(run_psql(address, &login, &format!("SELECT no_such_column, '{query}'")).is_err());
+    }
 
     let mut surfaces = vec![("the log", daemon.printed())];
     for path in ["/", "/metrics", "/api/v1/status", "/readyz", "/readyz/three", "/livez"] {
@@ -71,7 +76,7 @@ fn known_secrets_show_nowhere() {
     let middle_of_the_key = private_key.lines().nth(2).unwrap();
     for (surface, text) in &surfaces {
         assert!(text.len() > 1, "{surface} is empty");
-        for secret in [PASSWORD, passphrase, wrong, "argument-7c3a-token", middle_of_the_key] {
+        for secret in [PASSWORD, passphrase, wrong, "argument-7c3a-token", middle_of_the_key, query] {
             assert!(!text.contains(secret), "{surface} contains the secret {secret}");
         }
     }

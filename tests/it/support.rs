@@ -8,6 +8,7 @@ pub mod browser;
 pub mod client;
 pub mod cloud;
 pub mod daemon;
+pub mod handshake;
 pub mod hosts;
 pub mod instead;
 pub mod logins;
@@ -16,6 +17,7 @@ pub mod postgres;
 pub mod processes;
 pub mod prometheus;
 pub mod relay;
+pub mod room;
 pub mod sni;
 pub mod webhook;
 

@@ -5,6 +5,7 @@ use crate::failure::{Cause, Failure};
 use crate::history::{Sight, Unit};
 use crate::ids::Name;
 use crate::snapshot::tests::troubled;
+use crate::snapshot::{Cut, NextKey};
 use crate::state::{Incident, Moment};
 
 const MARKUP: &str = "<img src=x onerror=\"alert('&')\"></title><script>";
@@ -59,6 +60,29 @@ fn what_is_wrong_comes_before_what_is_well_and_is_absent_when_all_is() {
     assert!(page.contains("<title>tunnelkeeper</title>"));
 }
 
+#[test]
+fn what_only_has_to_be_done_is_said_of_a_tunnel_that_is_up() {
+    let mut snapshot = troubled();
+    let at = snapshot.at;
+    let shown = |snapshot: &Snapshot, text: &str| count(&render(snapshot, &History::default()), text);
+    let prod = snapshot.bastions.iter_mut().find(|bastion| bastion.up).unwrap();
+    prod.next_key = Some(NextKey { public_key: "ssh-ed25519 NEXT".to_owned(), since: at, last_asked: None });
+    assert_eq!(shown(&snapshot, "a next key waits for the bastion to accept it"), 1);
+    assert_eq!(shown(&snapshot, "ssh-ed25519 NEXT"), 1);
+    let prod = snapshot.bastions.iter_mut().find(|bastion| bastion.up).unwrap();
+    prod.session_cut = Some(Cut {
+        after: "idle".to_owned(),
+        seconds: 61,
+        at_most: false,
+        losses: 3,
+        detail: "cut thrice".to_owned(),
+        hint: "write `keepalive_interval`".to_owned(),
+    });
+    assert_eq!(shown(&snapshot, "its sessions are cut again and again"), 1);
+    assert_eq!(shown(&snapshot, "<code>keepalive_interval</code>"), 1);
+    assert_eq!(shown(&snapshot, "ssh-ed25519 NEXT"), 1);
+}
+
 /// Every text that may come from elsewhere.
 #[test]
 fn no_text_becomes_markup() {
@@ -70,6 +94,16 @@ fn no_text_becomes_markup() {
     for bastion in &mut snapshot.bastions {
         (bastion.host, bastion.user, bastion.jump) = (hostile(), hostile(), Some(hostile()));
         bastion.public_key = Some(hostile());
+        bastion.next_key =
+            Some(NextKey { public_key: hostile(), since: snapshot.at, last_asked: Some(snapshot.at) });
+        bastion.session_cut = Some(Cut {
+            after: hostile(),
+            seconds: 61,
+            at_most: false,
+            losses: 3,
+            detail: hostile(),
+            hint: hostile(),
+        });
         let failure = bastion.last_failure.as_mut().unwrap();
         (failure.detail, failure.hint) = (hostile(), hostile());
     }

@@ -23,10 +23,14 @@ pub(super) fn lasting(snapshot: &Snapshot) -> Markup {
 fn of_bastion(snapshot: &Snapshot, bastion: &Bastion) -> Option<Markup> {
     let lasting = Trouble::lasting(bastion.last_failure.as_ref());
     let warning = bastion.certificate_warning(snapshot.at);
-    if lasting.is_none() && warning.is_none() {
+    let cut = bastion.session_cut.as_ref();
+    let next = bastion.next_key.as_ref();
+    if lasting.is_none() && warning.is_none() && cut.is_none() && next.is_none() {
         return None;
     }
     let (class, what) = match (bastion.up, lasting) {
+        (_, None) if cut.is_some() => ("odd", "its sessions are cut again and again"),
+        (_, None) if warning.is_none() => ("odd", "a next key waits for the bastion to accept it"),
         (_, None) => ("odd", "the certificate has to be renewed"),
         (true, Some(_)) => ("odd", "up, but not as it is configured now"),
         (false, Some(_)) => ("bad", "the tunnel is down"),
@@ -36,6 +40,11 @@ fn of_bastion(snapshot: &Snapshot, bastion: &Bastion) -> Option<Markup> {
     let facts = facts.collect::<Vec<_>>().join("; ");
     let more = html! {
         @if let Some(warning) = warning { p { (warning) } }
+        @if let Some(next) = next {
+            p { "The next key, for " (age(snapshot, next.since)) ", which its authorized_keys needs too: " code { (next.public_key) } }
+            p.hint { code { "tunnelkeeper keygen " (bastion.name) " --next" } " prints it with the restrictions that belong before it" }
+        }
+        @if let Some(cut) = cut { p { (cut.detail) } p.hint { (sentence(&cut.hint)) } }
         @if let Some(key) = &bastion.public_key {
             p { "Its authorized_keys needs: " code { (key) } }
             p.hint { code { "tunnelkeeper keygen " (bastion.name) } " prints it with the restrictions that belong before it" }

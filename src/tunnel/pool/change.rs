@@ -9,6 +9,7 @@ use crate::placement::PoolBounds;
 use crate::session::Command;
 use crate::settings::plan::BastionPlan;
 use crate::tunnel::Parts;
+use crate::tunnel::cuts::Cuts;
 use crate::tunnel::files::Files;
 
 /// What decides how a session is made; the rest applies to those that exist.
@@ -42,9 +43,15 @@ impl Pool {
     pub(in crate::tunnel) fn change(&mut self, parts: Parts) {
         let way = |parts: &Parts| parts.bastions().map(dialled).collect::<Vec<_>>();
         let anew = way(&self.parts) != way(&parts);
+        let keepalive =
+            |parts: &Parts| parts.bastions().map(|plan| plan.keepalive_interval).collect::<Vec<_>>();
+        let keepalive_before = keepalive(&self.parts);
         let at_once = trusts_anew(self.parts.bastions(), parts.bastions());
         self.parts = parts;
         let plan = Arc::clone(&self.parts.plan);
+        if anew || keepalive(&self.parts) != keepalive_before {
+            self.cuts = Cuts::default();
+        }
         for pace in [&mut self.recovery, &mut self.growth] {
             pace.restart(plan.reconnect);
         }

@@ -10,9 +10,11 @@ use tracing::{debug, error, info, warn};
 use super::{Pool, Slot};
 use crate::clock::now;
 use crate::failure::{Cause, Failure};
+use crate::idle_cut::Loss;
+use crate::idle_cut::pauses::LastPause;
 use crate::ids::Name;
 use crate::session::Exit;
-use crate::state::{CertificateTerm, Incident, JumpTrouble, Moment, SessionPhase};
+use crate::state::{CertificateTerm, Incident, JumpTrouble, Moment, SessionPhase, SessionState};
 
 /// How often a failure that goes on is logged.
 const REMIND_EVERY: Duration = Duration::from_secs(600);
@@ -24,7 +26,8 @@ impl Pool {
             Err(error) => {
                 let text = format!("the session's task broke: {error}");
                 let failure = Failure::new(Cause::SessionProtocol, text);
-                (error.id(), Exit::Lost { failure, lived: Duration::ZERO, clients: 0, jump: None })
+                let (lived, pause) = (Duration::ZERO, LastPause::default());
+                (error.id(), Exit::Lost { failure, lived, pause, clients: 0, jump: None })
             }
         };
         let Some(index) = self.slots.iter().position(|slot| slot.task == task) else { return };
@@ -33,8 +36,14 @@ impl Pool {
         self.state.stalled_before += slot.handle.state.borrow().load.stalled(Instant::now().into_std());
         match exit {
             Exit::Closed => debug!(bastion = %self.parts.plan.name, session = slot.id, "session closed"),
-            Exit::Lost { failure, lived, clients, jump } => {
+            Exit::Lost { failure, lived, pause, clients, jump } => {
                 self.parts.metrics.lost(failure.cause);
+                let loss = Loss { cause: failure.cause, age: lived, pause };
+                let own = &self.parts.plan.name;
+                let failure = match self.cuts.lost(own, jump.as_ref().unwrap_or(own), loss) {
+                    Some(cut) => failure.with_hint(format!("{}: {}", cut.detail(), cut.hint(own))),
+                    None => failure,
+                };
                 warn!(
                     bastion = %self.parts.plan.name,
                     session = slot.id,
@@ -44,11 +53,12 @@ impl Pool {
                     hint = failure.hint(),
                     clients,
                     lived_s = lived.as_secs(),
+                    idle_s = loss.idle().0.as_secs(),
                     "session lost"
                 );
                 // Sessions that are lost together count as one failure of the bastion.
                 if self.is_settled() || Instant::now() >= self.recovery.not_before(self.is_awaited()) {
-                    self.schedule(failure.cause);
+                    self.schedule(&failure);
                 }
                 // What is wrong with the new configuration explains more than how the last of the old one went.
                 if !slot.outdated || self.state.last_failure.is_none() {
@@ -60,7 +70,7 @@ impl Pool {
             Exit::NotEstablished { failure, .. } if slot.outdated => self.parts.metrics.failed(failure.cause),
             Exit::NotEstablished { failure, public_key, certificate, jump } => {
                 self.parts.metrics.failed(failure.cause);
-                let retry_at = self.schedule(failure.cause);
+                let retry_at = self.schedule(&failure);
                 self.state.public_key = public_key.clone().filter(|_| jump.is_none());
                 if jump.is_none() && certificate.is_some() {
                     self.certificate.note(certificate.clone());
@@ -91,14 +101,14 @@ impl Pool {
     }
 
     /// Decides when the bastion is dialled again.
-    fn schedule(&mut self, cause: Cause) -> Instant {
+    fn schedule(&mut self, failure: &Failure) -> Instant {
         let awaited = self.is_awaited();
         if self.is_settled() {
-            self.growth.after(cause);
+            self.growth.after(failure);
             return self.growth.not_before(awaited);
         }
         self.state.wavering |= !self.is_up();
-        let next = self.recovery.after(cause);
+        let next = self.recovery.after(failure);
         if next.refusing {
             self.files.watch();
         } else {
@@ -159,6 +169,16 @@ impl Pool {
             self.dirty = true;
         }
         again
+    }
+
+    /// Follows what the sessions live through.
+    pub(super) fn look_for_cuts(&mut self) {
+        let states: Vec<SessionState> = self.slots.iter().map(Slot::state).collect();
+        self.cuts.learn(&self.parts.plan.name, states.iter());
+        let findings = self.cuts.findings();
+        if self.state.cuts != findings {
+            (self.state.cuts, self.dirty) = (findings, true);
+        }
     }
 
     pub(super) fn publish(&mut self) {

@@ -6,7 +6,9 @@ use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, Session, VerifiedPubl
 use russh::{Channel, ChannelOpenFailure};
 
 use super::scripted::Scripted;
-use super::{At, Filtered, LATE, SOON, at_port, at_postgres, database_fails, probed, says, shown};
+use super::{
+    At, Filtered, LATE, SOON, at_port, at_postgres, database_fails, probed, says, shown, status_shows,
+};
 use crate::support::bastion::public_line;
 use crate::support::{Bastion, Daemon, eventually, free_port};
 
@@ -89,7 +91,7 @@ super::cases! {
         daemon.wait_up("prod");
         eventually("sshd connects", || is_connected_to(filtered.port).then_some(()));
         bastion.kill_sessions();
-        let failure = shown(&daemon, &At::Probe("analytics"));
+        let failure = status_shows(&daemon, &At::Probe("analytics"));
         [says(failure, "ended while it connected", "the bastion's last failure")]
     }
 

@@ -1,14 +1,14 @@
 //! The name of a bastion: the daemon runs on a machine with another resolver.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use nix::sys::stat::Mode;
 use nix::unistd::{getegid, geteuid, mkfifo};
 use serde_json::Value;
 
-use super::{At, says, shown};
+use super::{At, doctor_finds, says, status_shows};
 use crate::agents::unused_database;
 use crate::support::account::Account;
 use crate::support::daemon::{command, configured};
@@ -37,17 +37,22 @@ fn fails_on_a_machine_with(places: &str, files: &[(&str, Option<&str>)]) -> Valu
             (ours, *place)
         })
         .collect();
+    let daemon = Daemon::spawn(dir, there(&instead, &config, &["run"]));
+    let (at, failure) = (At::Bastion("prod"), status_shows(&daemon, &At::Bastion("prod")));
+    let found = there(&instead, &config, &["doctor", "--format", "json"]).output().unwrap();
+    doctor_finds(&found, &at, &failure);
+    failure
+}
+
+/// A command line of the product on that machine.
+fn there(instead: &[(PathBuf, &str)], config: &Path, arguments: &[&str]) -> Command {
     let me = Account { name: String::new(), uid: geteuid().as_raw(), gid: getegid().as_raw() };
-    let plain = command(&config, &["run"]);
-    let mut daemon = seeing(&instead, &me, plain.get_program().as_ref());
-    daemon
-        .args(plain.get_args())
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    daemon.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    shown(&Daemon::spawn(dir, daemon), &At::Bastion("prod"))
+    let here = command(config, arguments);
+    let mut there = seeing(instead, &me, here.get_program().as_ref());
+    there.args(here.get_args()).env_clear();
+    there.envs(here.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    there.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    there
 }
 
 super::cases! {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use socket2::SockRef;
 
 use super::scripted::Scripted;
-use super::{At, bastion_fails, says, server, shown};
+use super::{At, bastion_fails, says, server, status_shows};
 use crate::agents::daemon;
 use crate::support::Bastion;
 
@@ -76,7 +76,7 @@ fn lost_by(tampering_with: u8) -> Value {
     let daemon = daemon(&format!("{}keepalive_interval = \"1s\"\n", bastion.section("prod", port)));
     daemon.wait_up("prod");
     mood.store(tampering_with, Ordering::SeqCst);
-    shown(&daemon, &At::Bastion("prod"))
+    status_shows(&daemon, &At::Bastion("prod"))
 }
 
 super::cases! {

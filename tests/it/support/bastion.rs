@@ -19,6 +19,8 @@ pub struct Bastion {
     pub account: Account,
     dir: TempDir,
     running: Option<Child>,
+    /// What serves connections that an earlier listener has accepted.
+    orphans: Mutex<Vec<u32>>,
     log: Arc<Mutex<String>>,
     /// What it alone sees in place of the system's own: each a directory or file, and where it sees that.
     instead: Vec<(PathBuf, &'static str)>,
@@ -95,7 +97,15 @@ impl Bastion {
         let host_key = make_key(dir.path(), "host", &["-t", "ed25519", "-N", ""]);
         let identity = make_key(dir.path(), "identity", &["-t", "ed25519", "-N", ""]);
         let port = free_port();
-        let bastion = Self { port, account, dir, running: None, log: Arc::default(), instead: Vec::new() };
+        let bastion = Self {
+            port,
+            account,
+            dir,
+            running: None,
+            orphans: Mutex::default(),
+            log: Arc::default(),
+            instead: Vec::new(),
+        };
         bastion.authorize(&public_line(&identity));
         bastion.account.give(&host_key);
         fs::write(
@@ -149,6 +159,15 @@ impl Bastion {
         format!("{}identity = {identity:?}\n", self.keyless_section(name, port))
     }
 
+    /// The same for a daemon that knows it by a name.
+    pub fn named_section(&self, name: &str, host: &str) -> String {
+        let known_hosts = self.path(&format!("known_hosts.{name}.{}", self.port));
+        let section = self.section(name, self.port).replace("\"127.0.0.1\"", &format!("{host:?}"));
+        let line = self.known_hosts_line(self.port).replace("127.0.0.1", host);
+        fs::write(known_hosts, line).unwrap();
+        section
+    }
+
     /// The same for a daemon to which nobody has said which host key is right.
     pub fn unknown_section(&self, name: &str) -> String {
         let section = self.section(name, self.port);
@@ -183,7 +202,8 @@ impl Bastion {
         eventually("sshd listens", || {
             let running = self.running.as_mut().unwrap();
             if let Some(status) = running.try_wait().unwrap() {
-                panic!("sshd ended with {status}:\n{}", self.log.lock().unwrap());
+                let log = self.log.lock().unwrap().clone();
+                panic!("sshd ended with {status}:\n{log}");
             }
             TcpStream::connect(("127.0.0.1", port)).ok()
         });
@@ -217,14 +237,25 @@ impl Bastion {
 
     /// Kills sshd and all processes that serve its connections, as a machine that loses power does.
     pub fn kill(&mut self) {
+        kill_families(std::mem::take(&mut *self.orphans.lock().unwrap()));
         let Some(mut child) = self.running.take() else { return };
         kill_families(vec![child.id()]);
         let _ = child.wait();
     }
 
+    /// Ends the process that listens; those that serve connections go on.
+    pub fn kill_listener(&mut self) {
+        let Some(mut child) = self.running.take() else { return };
+        self.orphans.lock().unwrap().extend(children(child.id()));
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
     /// Ends the processes that serve connections; the listener goes on.
     pub fn kill_sessions(&self) {
-        kill_families(children(self.pid()));
+        let mut sessions = std::mem::take(&mut *self.orphans.lock().unwrap());
+        sessions.extend(self.running.iter().flat_map(|listener| children(listener.id())));
+        kill_families(sessions);
     }
 }
 

@@ -3,9 +3,11 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
-use std::sync::{OnceLock, mpsc};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Mutex, OnceLock, mpsc};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rcgen::CertificateParams;
 use tempfile::TempDir;
 
@@ -40,6 +42,7 @@ pub const MAX_CONNECTIONS: u32 = 600;
 pub struct Postgres {
     pub port: u16,
     dir: TempDir,
+    server: Mutex<Option<Child>>,
     /// Closed by the end of the process.
     _removal: ChildStdin,
 }
@@ -86,7 +89,7 @@ impl Postgres {
         let dir = TempDir::with_prefix("postgres-").unwrap();
         account.give(dir.path());
         let removal = remove_in_the_end(dir.path());
-        let postgres = Self { port: free_port(), dir, _removal: removal };
+        let postgres = Self { port: free_port(), dir, server: Mutex::default(), _removal: removal };
         let data = postgres.path("data");
         let initialised = account
             .command(&find("initdb"))
@@ -108,18 +111,7 @@ impl Postgres {
             postgres.dir.path().display(),
         )
         .unwrap();
-        let log = File::create(postgres.path("log")).unwrap();
-        account
-            .command(&find("postgres"))
-            .arg("-D")
-            .arg(&data)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .map(drop)
-            .unwrap();
-        eventually("PostgreSQL answers", || postgres.try_sql("postgres", "SELECT 1").ok());
+        postgres.start_again();
         postgres.sql(
             "postgres",
             &format!(
@@ -131,6 +123,28 @@ impl Postgres {
         );
         postgres.sql("postgres", &format!("CREATE DATABASE {DATABASE} OWNER {TRUSTED}"));
         postgres
+    }
+
+    pub fn start_again(&self) {
+        let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let server = account()
+            .command(&find("postgres"))
+            .arg("-D")
+            .arg(self.path("data"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        *self.server.lock().unwrap() = Some(server);
+        eventually("PostgreSQL answers", || self.try_sql("postgres", "SELECT 1").ok());
+    }
+
+    /// Ends it and all its connections, as a restart does (PostgreSQL's "fast" shutdown).
+    pub fn stop(&self) {
+        let mut server = self.server.lock().unwrap().take().unwrap();
+        kill(Pid::from_raw(i32::try_from(server.id()).unwrap()), Signal::SIGINT).unwrap();
+        server.wait().unwrap();
     }
 
     /// The server's certificate is for `localhost`, and for the names that services in the cloud give their databases.

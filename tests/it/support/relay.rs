@@ -1,14 +1,16 @@
 //! A TCP relay that stands before a server and plays a bad network.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+use super::handshake::{Handshake, Point};
 
 /// What the relay does to its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,12 +20,34 @@ pub enum Fault {
     Silence,
     /// Like silence, for the connections that exist; new ones pass.
     SilenceOld,
+    /// Silence towards the server; what the server says passes.
+    SilenceUp,
+    /// Silence of the server; what it is told passes.
+    SilenceDown,
+    /// Passes nothing on and loses nothing: once it is over, everything goes on.
+    Pause,
+    /// Passes so many bytes more of the server on and then ends the connection, of those that exist; new ones pass.
+    CutIn(usize),
+    /// Passes one byte of the server a second.
+    Trickle,
+    /// Passes nothing of the server on from there.
+    StallAt(Point),
+    /// Passes the server's bytes up to there and then ends the connection.
+    CutAt(Point),
     /// Resets every connection, new ones at once.
     Reset,
     /// Passes bytes on so much later, in each direction.
     Delay(Duration),
     /// Passes so many bytes of the server on and then ends the connection.
     CutAfter(usize),
+    /// Ends whatever has passed nothing in either direction for so long, as a load balancer does.
+    CutIdle(Duration),
+    /// Forgets it without a word, and resets it when the client goes on.
+    ForgetIdle(Duration),
+    /// Ends every connection so long after its beginning.
+    CutOld(Duration),
+    /// Passes nothing of the client on, in connections that exist.
+    DeafOld,
 }
 
 pub struct Relay {
@@ -86,12 +110,31 @@ async fn connection(near: TcpStream, server: u16, faults: Arc<watch::Sender<(Fau
     }
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
-    let up = pass(near_read, far_write, faults.clone(), born, false);
-    let down = pass(far_read, near_write, faults.clone(), born, true);
+    let (began, touched) = (Instant::now(), Arc::new(Mutex::new(Instant::now())));
+    let up = pass(near_read, far_write, faults.clone(), born, &touched, false);
+    let down = pass(far_read, near_write, faults.clone(), born, &touched, true);
+    let overdue = overdue(faults.clone(), began, &touched);
     let cut = async { faults.wait_for(|(fault, _)| *fault == Fault::Reset).await.map(drop) };
     tokio::select! {
         ended = async { tokio::try_join!(up, down) } => drop(ended),
         Ok(()) = cut => {}
+        () = overdue => {}
+    }
+}
+
+/// Waits until the connection has been idle, or there, for too long.
+async fn overdue(mut faults: watch::Receiver<(Fault, u64)>, began: Instant, touched: &Mutex<Instant>) {
+    loop {
+        let end = match faults.borrow_and_update().0 {
+            Fault::CutIdle(time) => Some(*touched.lock().unwrap() + time),
+            Fault::CutOld(time) => Some(began + time),
+            _ => None,
+        };
+        match end {
+            Some(end) if Instant::now() >= end => return,
+            Some(end) => drop(tokio::time::timeout_at(end.into(), faults.changed()).await),
+            None => drop(faults.changed().await),
+        }
     }
 }
 
@@ -101,14 +144,17 @@ async fn pass(
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut faults: watch::Receiver<(Fault, u64)>,
     born: u64,
+    touched: &Mutex<Instant>,
     from_server: bool,
 ) -> std::io::Result<()> {
     let mut block = vec![0; 64 << 10];
-    let mut passed = 0;
+    let (mut passed, mut handshake, mut ends_at) = (0, Handshake::default(), None);
     loop {
         let read = from.read(&mut block).await?;
         let silent = |(fault, age): &(Fault, u64)| match fault {
             Fault::Silence => true,
+            Fault::SilenceUp => !from_server,
+            Fault::SilenceDown => from_server,
             Fault::SilenceOld => born < *age,
             _ => false,
         };
@@ -117,23 +163,59 @@ async fn pass(
             let _ = faults.wait_for(|state| !silent(state)).await;
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
+        let _ = faults.wait_for(|(fault, _)| *fault != Fault::Pause).await;
+        let (fault, age) = *faults.borrow();
+        if fault == Fault::DeafOld && born < age && !from_server && read > 0 {
+            continue;
+        }
+        let idle = std::mem::replace(&mut *touched.lock().unwrap(), Instant::now()).elapsed();
+        if matches!(fault, Fault::ForgetIdle(time) if idle >= time) && !from_server {
+            reset(from.as_ref());
+            return Err(std::io::ErrorKind::ConnectionReset.into());
+        }
         if read == 0 {
             to.shutdown().await?;
             return Ok(());
         }
-        let fault = faults.borrow().0;
-        let mut len = read;
-        match fault {
-            Fault::Delay(delay) => tokio::time::sleep(delay).await,
-            Fault::CutAfter(limit) if from_server => len = len.min(limit.saturating_sub(passed)),
-            _ => {}
+        handshake.heard(&block[..read]);
+        if let Fault::Delay(delay) = fault {
+            tokio::time::sleep(delay).await;
         }
-        to.write_all(&block[..len]).await?;
+        // How many bytes of the server pass, where not all do.
+        let limit = match fault {
+            Fault::CutAfter(limit) => Some(limit),
+            Fault::CutIn(bytes) if born < age => Some(*ends_at.get_or_insert(passed + bytes)),
+            Fault::CutAt(point) | Fault::StallAt(point) => handshake.position(point),
+            _ => None,
+        };
+        let limit = limit.filter(|_| from_server);
+        let len = limit.map_or(read, |limit| read.min(limit.saturating_sub(passed)));
+        let drops = if from_server { trickle(&mut to, &block[..len], &mut faults).await? } else { 0 };
+        to.write_all(&block[drops..len]).await?;
         passed += len;
-        if matches!(fault, Fault::CutAfter(limit) if from_server && passed >= limit) {
+        if limit.is_some_and(|limit| passed >= limit) {
+            if matches!(fault, Fault::StallAt(_)) {
+                let _ = faults.wait_for(|(now, _)| *now != fault).await;
+            }
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
     }
+}
+
+/// Writes byte by byte for as long as it is to. Returns how many.
+async fn trickle(
+    to: &mut tokio::net::tcp::OwnedWriteHalf,
+    block: &[u8],
+    faults: &mut watch::Receiver<(Fault, u64)>,
+) -> std::io::Result<usize> {
+    let mut drops = 0;
+    while drops < block.len() && faults.borrow().0 == Fault::Trickle {
+        to.write_all(&block[drops..=drops]).await?;
+        drops += 1;
+        let over = faults.wait_for(|(fault, _)| *fault != Fault::Trickle);
+        let _ = tokio::time::timeout(Duration::from_secs(1), over).await;
+    }
+    Ok(drops)
 }
 
 fn reset(socket: &TcpStream) {
