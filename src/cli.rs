@@ -104,8 +104,8 @@ enum Command {
     /// From the key files over name, connection, host key and login to the forward, TLS, and the login and query of the
     /// probe: each stage with its time, through every bastion of a database and every jump before it. No daemon is needed,
     /// and one that runs is not disturbed. Nothing is stored, and a database is asked no more than its `probe.level`
-    /// allows. Run it as the daemon's user to see what the daemon sees. Exit codes: 0 all is well, 1 something is not, 78
-    /// configuration.
+    /// allows; where `probe.when` is "active" one that rests is woken. Run it as the daemon's user to see what the daemon
+    /// sees. Exit codes: 0 all is well, 1 something is not, 78 configuration.
     Doctor {
         /// Bastions, with the databases behind them, and databases, with their bastions [default: all]
         names: Vec<String>,
@@ -353,13 +353,14 @@ fn daemon_url(daemon: DaemonAddress, surroundings: &Surroundings) -> String {
 
 /// Waits for the one thing that a command waits for. What hangs then, such as the look-up of a name, is left behind.
 fn block_on<F: Future>(thing: F) -> Result<F::Output, Stop> {
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Stop::Failed(format!("the system refuses to let us start: {}", plain(&error))))?;
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| refused(&error))?;
     let output = runtime.block_on(thing);
     runtime.shutdown_background();
     Ok(output)
+}
+
+fn refused(error: &io::Error) -> Stop {
+    Stop::Failed(format!("the system refuses to let us start: {}", plain(error)))
 }
 
 fn surroundings(config_option: Option<PathBuf>) -> Surroundings {

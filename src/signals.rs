@@ -1,10 +1,12 @@
-//! Signals as a stream of events, registered once before anything starts. The only module that names signal-hook.
+//! Signals as events: for the daemon a stream, registered once before anything starts, and for a command that leaves things
+//! behind the first that ends it. The only module that names signal-hook.
 
 use std::io;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tokio::sync::mpsc;
+use signal_hook::low_level::emulate_default_handler;
+use tokio::sync::{mpsc, oneshot};
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,36 @@ pub fn listen() -> io::Result<mpsc::UnboundedReceiver<Request>> {
             let request = if signal == SIGHUP { Request::Reload } else { Request::Stop };
             if send.send(request).is_err() {
                 return;
+            }
+        }
+    })?;
+    Ok(receive)
+}
+
+/// A signal that ends a command.
+#[derive(Clone, Copy, Debug)]
+pub struct End(i32);
+
+impl End {
+    /// Ends the process as the signal would have done.
+    pub fn obey(self) {
+        let _ = emulate_default_handler(self.0);
+    }
+}
+
+/// Has the first SIGTERM or SIGINT heard, for as long as somebody waits for it. Any other ends the process at once.
+///
+/// # Errors
+/// When the system refuses.
+pub fn first_end() -> io::Result<oneshot::Receiver<End>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let (send, receive) = oneshot::channel();
+    let mut send = Some(send);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for end in signals.forever().map(End) {
+            let is_heard = send.take().is_some_and(|send| send.send(end).is_ok());
+            if !is_heard {
+                end.obey();
             }
         }
     })?;

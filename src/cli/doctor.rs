@@ -3,6 +3,7 @@
 mod json;
 mod text;
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -10,14 +11,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Uid, User, geteuid};
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::configuration::missing_files;
 use super::trust::as_daemon;
-use super::{Format, Stop, block_on};
+use super::{Format, Stop, block_on, refused};
 use crate::doctor::{Progress, RunsAs, Selection, Verdict, examine, prepare};
-use crate::settings::plan::{Plan, TrustPlan};
+use crate::ids::Name;
+use crate::settings::plan::{Plan, ProbeWhen, TrustPlan};
 use crate::settings::{Note, Settings, Surroundings};
+use crate::signals::{End, first_end};
 use text::Style;
 
 /// How often it is shown that something still takes its time.
@@ -28,6 +32,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Goes to the beginning of the line, and empties it.
 const CLEAR_LINE: &str = "\r\x1b[K";
+
+/// A narrow terminal cuts what is written between them, so that it stays one line (DECAWM).
+const NO_WRAP: &str = "\x1b[?7l";
+const WRAP: &str = "\x1b[?7h";
 
 pub(super) fn doctor(
     surroundings: &Surroundings,
@@ -62,7 +70,7 @@ fn look(
     let plan = seen_by_daemon(&settings.plan, home);
     let selection = Selection::of(&plan, names).map_err(|unknown| no_such_name(&plan, &unknown))?;
     let runs_as = runs_as(&plan);
-    let notes = notes(&settings, &runs_as);
+    let notes = notes(&settings, &selection, &runs_as);
     let progress = prepare(&plan, &selection);
     let is_text = format == Format::Text;
     let style = Style::of(io::stdout().is_terminal(), surroundings);
@@ -70,7 +78,12 @@ fn look(
         text::print_configuration(&settings, &notes, style, out)?;
     }
     let mut shown = Shown { printed: 0, is_text, style, tells: io::stderr().is_terminal() };
-    block_on(follow(&selection, &runs_as, &progress, &mut shown, out))??;
+    let end = first_end().map_err(|error| refused(&error))?;
+    if let Err(end) = block_on(follow(&selection, &runs_as, &progress, &mut shown, end, out))?? {
+        // The commands that were under way have been ended with what waited for them.
+        end.obey();
+        return Err(Stop::Told);
+    }
     let checks = progress.checks();
     let verdict = Verdict::of(&checks);
     match format {
@@ -80,14 +93,15 @@ fn look(
     if verdict.passed { Ok(()) } else { Err(Stop::Told) }
 }
 
-/// Prints what is certain while the rest is still examined.
+/// Prints what is certain while the rest is still examined, unless `end` comes first.
 async fn follow(
     selection: &Selection,
     runs_as: &RunsAs,
     progress: &Arc<Progress>,
     shown: &mut Shown,
+    mut end: oneshot::Receiver<End>,
     out: &mut impl Write,
-) -> io::Result<()> {
+) -> io::Result<Result<(), End>> {
     let started = Instant::now();
     let mut examined = std::pin::pin!(examine(selection, runs_as, progress));
     shown.update(progress, false, started.elapsed(), out)?;
@@ -99,10 +113,14 @@ async fn follow(
         let over = tokio::select! {
             () = &mut examined => true,
             () = change => false,
+            Ok(end) = &mut end => {
+                shown.clear()?;
+                return Ok(Err(end));
+            }
         };
         shown.update(progress, over, started.elapsed(), out)?;
         if over {
-            return Ok(());
+            return Ok(Ok(()));
         }
     }
 }
@@ -127,11 +145,7 @@ impl Shown {
         out: &mut impl Write,
     ) -> io::Result<()> {
         let checks = progress.checks();
-        let mut err = io::stderr();
-        if self.tells {
-            write!(err, "{CLEAR_LINE}")?;
-            err.flush()?;
-        }
+        self.clear()?;
         if self.is_text {
             let lines = text::settled(&checks, self.style);
             for line in lines.iter().skip(self.printed) {
@@ -141,10 +155,21 @@ impl Shown {
             self.printed = self.printed.max(lines.len());
         }
         if self.tells && !over {
-            write!(err, "{}", text::under_way(&checks, for_so_long))?;
+            let mut err = io::stderr();
+            write!(err, "{NO_WRAP}{}{WRAP}", text::under_way(&checks, for_so_long))?;
             err.flush()?;
         }
         Ok(())
+    }
+
+    /// Takes what is under way from the terminal.
+    fn clear(&self) -> io::Result<()> {
+        if !self.tells {
+            return Ok(());
+        }
+        let mut err = io::stderr();
+        write!(err, "{CLEAR_LINE}")?;
+        err.flush()
     }
 }
 
@@ -177,7 +202,20 @@ fn runs_as(plan: &Plan) -> RunsAs {
     RunsAs { me: name(me), daemon: owner.filter(|owner| *owner != me).map(name) }
 }
 
-fn notes(settings: &Settings, runs_as: &RunsAs) -> Vec<Note> {
+fn notes(settings: &Settings, selection: &Selection, runs_as: &RunsAs) -> Vec<Note> {
+    let asked: BTreeSet<&Name> = selection
+        .ways
+        .iter()
+        .map(|way| &way.database)
+        .filter(|database| database.probe.when == ProbeWhen::Active)
+        .map(|database| &database.name)
+        .collect();
+    let wakes = asked.into_iter().map(|name| Note {
+        key: format!("databases.{name}.probe.when"),
+        text:
+            "the daemon asks it only while clients are active; this asks it now, which wakes one that rests"
+                .to_owned(),
+    });
     let user = runs_as.note().map(|text| Note { key: "daemon.state_dir".to_owned(), text });
-    settings.notes.iter().cloned().chain(missing_files(settings)).chain(user).collect()
+    settings.notes.iter().cloned().chain(missing_files(settings)).chain(wakes).chain(user).collect()
 }

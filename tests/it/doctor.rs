@@ -3,16 +3,24 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, getegid, geteuid, mkfifo};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
+use crate::agents::unused_database;
 use crate::host_keys::{ED25519, fingerprint, key_of, other_key, own_file};
+use crate::support::account::Account;
 use crate::support::daemon::{command, configured, run};
+use crate::support::instead::{hosts_by, seeing};
 use crate::support::postgres::{DATABASE, PASSWORD, SCRAM, TRUSTED};
-use crate::support::{Bastion, Daemon, Postgres};
+use crate::support::{Bastion, Daemon, Postgres, eventually};
 use crate::ways::through;
 
 fn out(output: &Output) -> String {
@@ -418,7 +426,7 @@ fn a_terminal_sees_what_is_under_way_and_colours_unless_it_wants_none() {
     let (_dir, path) =
         configured(&format!("{}{}", bastion.section("prod", bastion.port), with_a_password("\"prod\"")));
     let screen = on_a_terminal(&path, &[]);
-    assert!(screen.contains("... bastion prod: identity and 1 more (0 s)\r\x1b[K"), "{screen:?}");
+    assert!(screen.contains("... bastion prod: identity and 1 more (0 s)\x1b[?7h\r\x1b[K"), "{screen:?}");
     assert!(screen.contains("\x1b[32mok\x1b[0m    "), "{screen:?}");
     let plain = on_a_terminal(&path, &[("NO_COLOR", "1")]);
     assert!(!plain.contains("\x1b[32m") && plain.contains("  ping         ok"), "{plain:?}");
@@ -428,4 +436,62 @@ fn a_terminal_sees_what_is_under_way_and_colours_unless_it_wants_none() {
     let paths_apart = lasting.iter().filter(|line| !line.contains('/'));
     assert!(paths_apart.clone().all(|line| line.chars().count() <= 80), "{lasting:#?}");
     assert!(paths_apart.count() > 10, "{lasting:#?}");
+}
+
+#[test]
+fn the_commands_that_are_under_way_end_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let started = dir.path().join("started");
+    // What it starts is ended too, and would live for longer than anybody waits for it.
+    let script = format!("sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait", started.display());
+    let config = format!(
+        "[bastions.prod]\nhost = \"bastion.invalid\"\nuser = \"me\"\nproxy_command = [\"sh\", \"-c\", {script:?}]\n"
+    );
+    let (_dir, path) = configured(&unused_database(&config));
+    let mut doctor = command(&path, &["doctor"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let below = eventually("the command is under way", || fs::read_to_string(&started).ok());
+    kill(Pid::from_raw(i32::try_from(doctor.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(doctor.wait().unwrap().signal(), Some(Signal::SIGINT as i32));
+    let process = format!("/proc/{}/stat", below.trim());
+    eventually("what it has started ends", || {
+        let stat = fs::read_to_string(&process).unwrap_or_else(|_| ") Z".to_owned());
+        stat.contains(") Z").then_some(())
+    });
+}
+
+#[test]
+fn a_look_up_that_never_ends_is_not_waited_for() {
+    let config = "[bastions.prod]\nhost = \"bastion.invalid\"\nuser = \"me\"\nconnect_timeout = \"1s\"\n";
+    let (dir, path) = configured(&unused_database(config));
+    let (hosts, places) = (dir.path().join("hosts"), dir.path().join("nsswitch.conf"));
+    // Whoever reads it waits for somebody to write it.
+    mkfifo(&hosts, Mode::S_IRUSR).unwrap();
+    fs::write(&places, hosts_by("files")).unwrap();
+    let me = Account { name: String::new(), uid: geteuid().as_raw(), gid: getegid().as_raw() };
+    let plain = command(&path, &["doctor"]);
+    let instead = [(hosts, "/etc/hosts"), (places, "/etc/nsswitch.conf")];
+    let mut doctor = seeing(&instead, &me, plain.get_program().as_ref());
+    let mut doctor =
+        doctor.args(plain.get_args()).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let ended = catch_unwind(AssertUnwindSafe(|| eventually("it ends", || doctor.try_wait().unwrap())));
+    let _ = doctor.kill();
+    let output = doctor.wait_with_output().unwrap();
+    assert_eq!(ended.unwrap().code(), Some(1), "{output:?}");
+    assert!(out(&output).contains("bastion prod: dns timeout"), "{output:?}");
+}
+
+#[test]
+fn what_the_daemon_would_not_ask_now_is_asked_and_that_is_said() {
+    let bastion = Bastion::start();
+    let database = Postgres::shared().section("analytics", "prod");
+    let active =
+        format!("{}{database}probe = {{ when = \"active\" }}\n", bastion.section("prod", bastion.port));
+    let (_dir, path) = configured(&active);
+    let found = report(&path, &[], 0);
+    assert!(stages(check(&found, "analytics", Some("prod"))).contains(&"db_query passed".to_owned()));
+    let notes = found["configuration"]["notes"].to_string();
+    assert!(
+        notes.contains("databases.analytics.probe.when") && notes.contains("wakes one that rests"),
+        "{notes}"
+    );
 }
