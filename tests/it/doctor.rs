@@ -4,21 +4,17 @@ use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::Mode;
-use nix::unistd::{Pid, getegid, geteuid, mkfifo};
+use nix::unistd::Pid;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::agents::unused_database;
 use crate::host_keys::{ED25519, fingerprint, key_of, other_key, own_file};
-use crate::support::account::Account;
 use crate::support::daemon::{command, configured, run};
-use crate::support::instead::{hosts_by, seeing};
 use crate::support::postgres::{DATABASE, PASSWORD, SCRAM, TRUSTED};
 use crate::support::{Bastion, Daemon, Postgres, eventually};
 use crate::ways::through;
@@ -457,27 +453,6 @@ fn the_commands_that_are_under_way_end_with_it() {
         let stat = fs::read_to_string(&process).unwrap_or_else(|_| ") Z".to_owned());
         stat.contains(") Z").then_some(())
     });
-}
-
-#[test]
-fn a_look_up_that_never_ends_is_not_waited_for() {
-    let config = "[bastions.prod]\nhost = \"bastion.invalid\"\nuser = \"me\"\nconnect_timeout = \"1s\"\n";
-    let (dir, path) = configured(&unused_database(config));
-    let (hosts, places) = (dir.path().join("hosts"), dir.path().join("nsswitch.conf"));
-    // Whoever reads it waits for somebody to write it.
-    mkfifo(&hosts, Mode::S_IRUSR).unwrap();
-    fs::write(&places, hosts_by("files")).unwrap();
-    let me = Account { name: String::new(), uid: geteuid().as_raw(), gid: getegid().as_raw() };
-    let plain = command(&path, &["doctor"]);
-    let instead = [(hosts, "/etc/hosts"), (places, "/etc/nsswitch.conf")];
-    let mut doctor = seeing(&instead, &me, plain.get_program().as_ref());
-    let mut doctor =
-        doctor.args(plain.get_args()).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    let ended = catch_unwind(AssertUnwindSafe(|| eventually("it ends", || doctor.try_wait().unwrap())));
-    let _ = doctor.kill();
-    let output = doctor.wait_with_output().unwrap();
-    assert_eq!(ended.unwrap().code(), Some(1), "{output:?}");
-    assert!(out(&output).contains("bastion prod: dns timeout"), "{output:?}");
 }
 
 #[test]
